@@ -1,0 +1,1 @@
+"""Command-line programs, one a stage; the only place with absl flags."""

@@ -1,0 +1,189 @@
+"""What every stage program shares: flags, the run directory, errors, progress.
+
+Three flags are the whole command line of a stage: `--config` (a file with
+`get_config()`), `--workdir` and `--set section.field=value`. Nothing here imports
+jax; `use_compilation_cache` does so only when a device stage calls it.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from tqdm import tqdm
+
+from mlagent_jax import config as config_lib
+from mlagent_jax.config import RunConfig
+from mlagent_jax.errors import ConfigError, MlAgentError
+from mlagent_jax.types import to_json
+
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Python file with get_config(), e.g. configs/quickstart.py."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Run directory; default runs/<config.name>. Same one = resume."
+)
+_SET = flags.DEFINE_multi_string(
+    "set", [], "Override one field: --set ppo.num_updates=10. May be repeated."
+)
+
+# A run directory belongs to one value of these: later stages read what earlier
+# ones wrote under them. Other fields may change between stages of one run.
+_IDENTITY_FIELDS = ("seed", "task_root", "held_in", "init", "model", "tokenizer")
+_VERSIONED_PACKAGES = (
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "transformers",
+    "scikit-learn",
+    "numpy",
+    "pandas",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A stage's view of its run.
+
+    Attributes:
+      config: the run's configuration with overrides applied.
+      workdir: run directory, created.
+    """
+
+    config: RunConfig
+    workdir: Path
+
+
+def run_stage(main: Callable[[Run], None]) -> None:
+    """Parses flags, opens the run directory and calls `main`.
+
+    A deliberate error ends the program with its message and exit status 2; any
+    other exception is a bug and keeps its traceback.
+    """
+
+    def absl_main(argv: list[str]) -> None:
+        if len(argv) > 1:
+            fail(f"unexpected arguments {argv[1:]}; flags are --config --workdir --set")
+        try:
+            main(open_run())
+        except MlAgentError as error:
+            fail(str(error))
+        except OSError as error:
+            if error.errno is None or error.filename is None:
+                raise
+            fail(f"{error.strerror}: {error.filename}")
+        except KeyboardInterrupt:
+            fail("interrupted; the same command continues", status=130)
+
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    app.run(absl_main)
+
+
+def fail(message: str, status: int = 2) -> None:
+    """Prints `message` as one error and exits with `status`."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def open_run() -> Run:
+    """Returns the run that the flags name, with run.json up to date.
+
+    Raises:
+      ConfigError: --config is missing or wrong, or the directory belongs to a run
+        with another seed, model, tokenizer or set of training tasks.
+    """
+    if _CONFIG.value is None:
+        found = sorted(str(p) for p in Path("configs").glob("*.py"))
+        raise ConfigError(f"--config is required; found {found}")
+    config = config_lib.load_config(_CONFIG.value, _SET.value)
+    workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    _check_identity(config, workdir / "run.json")
+    write_json(workdir / "run.json", _run_record(config))
+    return Run(config=config, workdir=workdir.resolve())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON so that a reader never sees half a file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(to_json(value), indent=1) + "\n")
+    os.replace(partial, path)
+
+
+@contextmanager
+def progress(total: int, desc: str, unit: str, initial: int = 0) -> Iterator[tqdm]:
+    """Yields a progress bar with rate and remaining time; call `.update(n)`."""
+    is_terminal = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        desc=f"{desc:<14}",
+        unit=unit,
+        initial=initial,
+        mininterval=0.2 if is_terminal else 15.0,
+        maxinterval=1.0 if is_terminal else 30.0,
+        dynamic_ncols=is_terminal,
+    ) as bar:
+        yield bar
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled XLA programs between processes (in the user's cache folder)."""
+    import jax  # Only device stages may import jax.
+
+    root = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    jax.config.update("jax_compilation_cache_dir", f"{root}/mlagent_jax/xla")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _check_identity(config: RunConfig, path: Path) -> None:
+    if not path.is_file():
+        return
+    try:
+        recorded = json.loads(path.read_text())["config"]
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); move it away") from error
+    ours = to_json(config)
+    changed = [f for f in _IDENTITY_FIELDS if recorded.get(f) != ours[f]]
+    if changed:
+        lines = [f"  {f}: {recorded.get(f)} -> {ours[f]}" for f in changed]
+        raise ConfigError(
+            f"{path.parent} belongs to a run with other settings; use another "
+            "--workdir:\n" + "\n".join(lines)
+        )
+
+
+def _run_record(config: RunConfig) -> dict[str, Any]:
+    return {
+        "config": config,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {n: importlib.metadata.version(n) for n in _VERSIONED_PACKAGES},
+        "commit": _git_commit(),
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count()},
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,64 @@
+"""Runs every stage of one config in order: `python -m launch.pipeline --config=...`.
+
+Each stage is a program of its own, so a crash or a leak of one cannot reach the
+next, and host stages never load jax. Finished stages are recorded in stages.json;
+the same command goes on where it stopped.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launch import common
+from mlagent_jax.config import RunConfig
+
+
+def stage_commands(config: RunConfig, workdir: Path) -> dict[str, list[str]]:
+    """Returns stage name -> arguments after `python -m`, in order."""
+    stages = ["prepare", "collect", "pretrain", "sft", "ppo", "evaluate"]
+    if config.pretrain is None:
+        stages.remove("pretrain")
+    # The launched stages see the very flags that this program got.
+    flags = sys.argv[1:]
+    commands = {name: [f"launch.{name}", *flags] for name in stages}
+    commands["convert"] = [
+        "launch.convert",
+        f"--src={workdir / 'ppo'}",
+        f"--dst={workdir / 'export'}",
+        "--to=hf",
+    ]
+    commands["report"] = ["launch.report", *flags]
+    return commands
+
+
+def main(run: common.Run) -> None:
+    """Runs what is not done yet and stops at the first stage that fails."""
+    path = run.workdir / "stages.json"
+    seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    commands = stage_commands(run.config, run.workdir)
+    for number, (name, arguments) in enumerate(commands.items(), start=1):
+        banner = f"[{number}/{len(commands)}] {name}"
+        if name in seconds:
+            print(f"{banner}: done before ({seconds[name]:.0f} s)", flush=True)
+            continue
+        print(banner, flush=True)
+        start = time.monotonic()
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        result = subprocess.run(
+            [sys.executable, "-m", *arguments], check=False, env=environment
+        )
+        if result.returncode != 0:
+            common.fail(
+                f"stage {name} ended with status {result.returncode}; "
+                "the same command continues from there",
+                status=result.returncode if result.returncode > 0 else 1,
+            )
+        seconds[name] = round(time.monotonic() - start, 2)
+        common.write_json(path, seconds)
+
+
+if __name__ == "__main__":
+    common.run_stage(main)

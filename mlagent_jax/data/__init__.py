@@ -1,0 +1,1 @@
+"""Stored trajectories, the states cut out of them, and training batches."""

@@ -1,0 +1,1 @@
+"""Evaluation as the paper does it, and the report: scores, tables, figures, HTML."""

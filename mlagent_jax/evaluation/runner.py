@@ -1,0 +1,187 @@
+"""Runs a policy on tasks and stores scored records; resumes by record id.
+
+Every policy gets the same seeds, steps and time. Which process executes what, and
+in which order things finish, changes nothing in the records but their order.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mlagent_jax.config import RunConfig
+from mlagent_jax.data.state_pool import StatePool
+from mlagent_jax.env.reward import compute_reward
+from mlagent_jax.env.runner import StepJob, TrajectorySpec, run_steps, run_trajectories
+from mlagent_jax.env.snapshots import SnapshotStore
+from mlagent_jax.env.worker_pool import WorkerPool
+from mlagent_jax.evaluation.records import (
+    EvalRecord,
+    FreshStepRecord,
+    append_record,
+    heal,
+    read_records,
+    score_trajectory,
+)
+from mlagent_jax.policy.base import Policy, Reply, Request
+from mlagent_jax.types import Task
+
+
+class StarterPolicy:
+    """Submits the starter as it is: the row that every gain is measured against."""
+
+    name = "starter"
+
+    def __init__(self) -> None:
+        self._waiting: list[Request] = []
+
+    def submit(self, request: Request) -> None:
+        """Queues a request."""
+        self._waiting.append(request)
+
+    def poll(self) -> list[Reply]:
+        """Answers everything that waits."""
+        waiting, self._waiting = self._waiting, []
+        return [
+            Reply(request_id=r.id, text="<submit/>", finish="stop") for r in waiting
+        ]
+
+    def num_pending(self) -> int:
+        """Returns how many requests wait."""
+        return len(self._waiting)
+
+    def close(self) -> None:
+        """Has nothing to release."""
+
+
+def evaluate_trajectories(
+    config: RunConfig,
+    path: Path,
+    policy: Policy,
+    *,
+    tasks: Mapping[str, Task],
+    pool: WorkerPool,
+    store: SnapshotStore,
+    on_done: Callable[[], None],
+) -> list[EvalRecord]:
+    """Returns k scored trajectories for each task, running those not in `path`.
+
+    Args:
+      config: its `eval` section gives k, steps and trajectories in flight.
+      path: JSONL file of EvalRecords; appended to.
+      policy: who replies.
+      tasks: task id -> task, held-in and held-out.
+      pool: executes actions.
+      store: snapshots and submissions.
+      on_done: called once for every finished trajectory, resumed ones included.
+    """
+    heal(path)
+    records = read_records(path, EvalRecord)
+    done = {record.trajectory.id for record in records}
+    for _ in done:
+        on_done()
+    specs = [
+        TrajectorySpec(
+            id=f"{task_id}/{policy.name}/{k:03d}",
+            task_id=task_id,
+            seed=_seed(config.seed, task_id, k),
+            ideas=(),
+            max_steps=config.eval.max_steps,
+        )
+        for k in range(config.eval.trajectories_per_task)
+        for task_id in sorted(tasks)
+    ]
+    for trajectory in run_trajectories(
+        [spec for spec in specs if spec.id not in done],
+        policy=policy,
+        pool=pool,
+        tasks=tasks,
+        store=store,
+        prompt=config.prompt,
+        env=config.env,
+        num_in_flight=config.eval.num_in_flight,
+    ):
+        task = tasks[trajectory.task_id]
+        rewards = tuple(
+            compute_reward(step, task, config.ppo.reward).total
+            for step in trajectory.steps
+        )
+        record = score_trajectory(trajectory, task, store, rewards)
+        append_record(path, record)
+        records.append(record)
+        on_done()
+    return records
+
+
+def evaluate_fresh_states(
+    config: RunConfig,
+    path: Path,
+    policy: Policy,
+    *,
+    states: StatePool,
+    tasks: Mapping[str, Task],
+    pool: WorkerPool,
+    store: SnapshotStore,
+    on_done: Callable[[], None],
+) -> list[FreshStepRecord]:
+    """Returns the rewards of `policy` on states that no training saw.
+
+    The states and seeds are the same for every policy, so that two policies can be
+    compared state by state.
+
+    Args:
+      config: its `eval` section gives the numbers of states and samples.
+      path: JSONL file of FreshStepRecords; appended to.
+      policy: who replies.
+      states: pool cut from the fresh trajectories.
+      tasks: task id -> task.
+      pool: executes actions.
+      store: snapshots.
+      on_done: called once for every finished step, resumed ones included.
+    """
+    heal(path)
+    records = read_records(path, FreshStepRecord)
+    done = {(record.state_id, record.sample) for record in records}
+    for _ in done:
+        on_done()
+    num_states = config.eval.fresh_states * len(config.held_in)
+    jobs: dict[str, tuple[str, int]] = {}
+    todo: list[StepJob] = []
+    for pool_state in states.sample(seed=config.seed, n=min(num_states, len(states))):
+        for sample in range(config.eval.samples_per_state):
+            if (pool_state.id, sample) in done:
+                continue
+            job_id = f"{pool_state.id}#{sample}"
+            jobs[job_id] = (pool_state.id, sample)
+            seed = _seed(config.seed, pool_state.id, sample)
+            todo.append(StepJob(id=job_id, state=pool_state.state, seed=seed, ideas=()))
+    for job, _, step in run_steps(
+        todo,
+        policy=policy,
+        pool=pool,
+        tasks=tasks,
+        store=store,
+        prompt=config.prompt,
+        env=config.env,
+        num_in_flight=config.eval.num_in_flight,
+    ):
+        on_done()
+        if step is None:
+            continue
+        state_id, sample = jobs[job.id]
+        task = tasks[job.state.task_id]
+        record = FreshStepRecord(
+            state_id=state_id,
+            task_id=task.id,
+            sample=sample,
+            outcome=step.outcome,
+            reward=compute_reward(step, task, config.ppo.reward).total,
+        )
+        append_record(path, record)
+        records.append(record)
+    return records
+
+
+def _seed(seed: int, name: str, index: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{name}/{index}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+

@@ -1,0 +1,167 @@
+"""The numbers of a finished run as one JSON object; tables and pages read it.
+
+Everything in it is computed from records of the run directory. A quantity whose
+records are missing is left out rather than guessed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlagent_jax.config import RunConfig
+from mlagent_jax.errors import DataError
+from mlagent_jax.evaluation import scores
+from mlagent_jax.evaluation.records import EvalRecord, FreshStepRecord, read_records
+from mlagent_jax.types import Split, Task
+
+SPLITS: tuple[Split, ...] = ("held_in", "held_out")
+
+
+def load_evaluations(workdir: Path, names: Sequence[str]) -> dict[str, list[EvalRecord]]:
+    """Returns policy -> its evaluation records, for the policies that have any.
+
+    Raises:
+      DataError: no policy was evaluated, or a record is damaged.
+    """
+    found = {}
+    for name in names:
+        path = workdir / "eval" / f"{name.replace('/', '_')}.jsonl"
+        records = read_records(path, EvalRecord)
+        if records:
+            found[name] = records
+    if not found:
+        raise DataError(f"{workdir / 'eval'} holds no records: run launch.evaluate")
+    return found
+
+
+def load_fresh_steps(
+    workdir: Path, names: Sequence[str]
+) -> dict[str, list[FreshStepRecord]]:
+    """Returns policy -> its records on fresh states, for those that have any."""
+    found = {}
+    for name in names:
+        path = workdir / "eval" / f"{name.replace('/', '_')}.fresh.jsonl"
+        records = read_records(path, FreshStepRecord)
+        if records:
+            found[name] = records
+    return found
+
+
+def make_summary(
+    config: RunConfig,
+    workdir: Path,
+    tasks: Mapping[str, Task],
+    evaluations: Mapping[str, Sequence[EvalRecord]],
+    fresh: Mapping[str, Sequence[FreshStepRecord]],
+) -> dict[str, Any]:
+    """Returns the content of summary.json.
+
+    Args:
+      config: of the run.
+      workdir: where stages.json, written by launch.pipeline, may lie.
+      tasks: task id -> task.
+      evaluations: policy -> records.
+      fresh: policy -> records on fresh states.
+    """
+    stages_path = workdir / "stages.json"
+    stages = json.loads(stages_path.read_text()) if stages_path.exists() else {}
+    summary: dict[str, Any] = {
+        "run": config.name,
+        "seed": config.seed,
+        "elapsed_s": round(sum(stages.values()), 1),
+        "stages": stages,
+        "isolation": _isolation(evaluations),
+        "reward_preset": config.ppo.reward.preset,
+        "trajectories_per_task": config.eval.trajectories_per_task,
+        "policies": {
+            name: {
+                split: _split_numbers(records, split)
+                for split in SPLITS
+                if any(r.split == split for r in records)
+            }
+            for name, records in evaluations.items()
+        },
+        "fresh_states": {
+            name: _fresh_numbers(records) for name, records in fresh.items()
+        },
+        "tasks": {
+            task_id: _task_numbers(tasks[task_id], evaluations)
+            for task_id in sorted(tasks)
+        },
+    }
+    if "sft" in fresh and "ppo" in fresh:
+        difference = scores.paired_difference(fresh["ppo"], fresh["sft"])
+        summary["ppo_minus_sft_step_reward"] = {
+            "mean": difference.mean,
+            "ci95": list(difference.ci95),
+            "num_states": difference.num,
+        }
+    return summary
+
+
+def _split_numbers(records: Sequence[EvalRecord], split: Split) -> dict[str, Any]:
+    records = [r for r in records if r.split == split]
+    groups = scores.by_task(records)
+    last = scores.stratified_mean(
+        {task: [r.relative_gain_percent for r in rs] for task, rs in groups.items()}
+    )
+    selected = scores.stratified_mean(
+        {task: [r.selected_gain_percent for r in rs] for task, rs in groups.items()}
+    )
+    num_steps = sum(len(r.trajectory.steps) for r in records)
+    return {
+        "mean_relative_gain_percent": last.mean,
+        "ci95": list(last.ci95),
+        "mean_selected_gain_percent": selected.mean,
+        "selected_ci95": list(selected.ci95),
+        "valid_action_rate": scores.valid_action_rate(records),
+        "mean_step_reward": scores.mean_step_reward(records),
+        "num_trajectories": len(records),
+        "mean_steps": num_steps / len(records),
+    }
+
+
+def _fresh_numbers(records: Sequence[FreshStepRecord]) -> dict[str, Any]:
+    valid = [r.outcome != "invalid_action" for r in records]
+    return {
+        "mean_step_reward": sum(r.reward for r in records) / len(records),
+        "valid_action_rate": sum(valid) / len(valid),
+        "num_steps": len(records),
+    }
+
+
+def _task_numbers(
+    task: Task, evaluations: Mapping[str, Sequence[EvalRecord]]
+) -> dict[str, Any]:
+    shared = {
+        "metric": task.metric,
+        "direction": task.direction,
+        "baseline": task.baseline,
+        "split": task.split,
+    }
+    numbers: dict[str, Any] = {}
+    for name, records in evaluations.items():
+        mine = [r for r in records if r.trajectory.task_id == task.id]
+        if mine:
+            score = scores.task_score(mine, task)
+            numbers[name] = {
+                "avg": score.avg,
+                "best": score.best,
+                "relative_gain_percent": score.gain,
+                **shared,
+            }
+    return numbers
+
+
+def _isolation(evaluations: Mapping[str, Sequence[EvalRecord]]) -> str:
+    levels = {
+        step.isolation
+        for records in evaluations.values()
+        for record in records
+        for step in record.trajectory.steps
+    }
+    # The weakest level that anything ran under is the run's level.
+    return next((lv for lv in sorted(levels) if "not isolated" in lv), None) or (
+        sorted(levels)[0] if levels else "nothing ran"
+    )

@@ -1,0 +1,1 @@
+"""Who writes replies: one protocol, three kinds (local sampler, endpoint, script)."""

@@ -1,0 +1,1 @@
+"""Text at the border of the model: prompts, actions, tokens."""

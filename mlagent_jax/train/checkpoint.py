@@ -1,0 +1,320 @@
+"""Checkpoints of training stages, on orbax: atomic, asynchronous, strict.
+
+A checkpoint is a folder named by its step with two items: `state`, the leaves of
+any pytree under readable paths ("params/layers/mlp/up_proj/kernel"), and `meta`, a
+small JSON object (data position, counters). Orbax writes into a temporary folder
+and renames it when complete, so a run that is killed at any moment leaves the
+checkpoints before that one usable. Arrays are restored onto the devices that the
+template's shardings name, which need not be those that saved them.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mlagent_jax.errors import CheckpointError
+
+_STATE, _META = "state", "meta"
+_DAMAGED_SUFFIX = ".damaged"
+# What orbax and tensorstore raise for files that are missing, cut or scrambled.
+_DAMAGE_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+
+_log = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+    """A checkpoint as read back.
+
+    Attributes:
+      step: updates done when it was saved.
+      tree: like the template, or nested dicts where there was none.
+      meta: the JSON object saved with it.
+    """
+
+    step: int
+    tree: Any
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one stage.
+
+    Args:
+      directory: created if missing; nothing else should live in it.
+      keep: how many of the newest checkpoints stay.
+      best_metric: if given, the checkpoint whose `metrics[best_metric]` is lowest
+        stays besides.
+    """
+
+    def __init__(
+        self, directory: Path, keep: int, *, best_metric: str | None = None
+    ) -> None:
+        self.directory = directory.resolve()
+        self._manager = _open(self.directory, keep, best_metric)
+
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts writing a checkpoint; returns once `tree` may be overwritten.
+
+        Saving a step that is already there does nothing: runs are deterministic, so
+        it holds the same numbers.
+
+        Args:
+          step: updates done.
+          tree: any pytree of arrays.
+          meta: JSON values.
+          metrics: for `best_metric`.
+
+        Raises:
+          CheckpointError: this or the previous checkpoint could not be written, for
+            example because the disk is full; the older ones are untouched.
+        """
+        items = ocp.args.Composite(
+            **{
+                _STATE: ocp.args.PyTreeSave(dict(_flatten(tree))),
+                _META: ocp.args.JsonSave(dict(meta)),
+            }
+        )
+        metrics = None if metrics is None else dict(metrics)
+        try:
+            self._manager.save(step, args=items, metrics=metrics)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _write_error(self.directory, error) from error
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def restore_latest(self, template: Any) -> Restored | None:
+        """Returns the newest usable checkpoint, or None if none was ever saved.
+
+        A checkpoint that cannot be read is reported by a warning, renamed to
+        "<step>.damaged" so that the step can be saved again, and the one before it is
+        tried.
+
+        Args:
+          template: pytree of arrays or `jax.ShapeDtypeStruct`s with the expected
+            shapes and dtypes; leaves with a sharding are placed by it.
+
+        Raises:
+          CheckpointError: every checkpoint is damaged, or one was saved by a
+            differently shaped model or optimizer (all differing leaves are listed).
+        """
+        damaged: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                restored = _restore(self._manager, step, template)
+            except _DAMAGE_ERRORS as error:
+                damaged.append(self._set_aside(step, error))
+                continue
+            return restored
+        if damaged:
+            raise CheckpointError(
+                f"{self.directory}: no usable checkpoint; damaged: {damaged}. Restore "
+                "one of them, or remove the folder to start the stage anew"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for the last write and frees what the manager holds.
+
+        Raises:
+          CheckpointError: the last checkpoint could not be written.
+        """
+        try:
+            self._manager.close()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _write_error(self.directory, error) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _set_aside(self, step: int, error: Exception) -> str:
+        path = self.directory / str(step)
+        target = path.with_name(path.name + _DAMAGED_SUFFIX)
+        _log.warning(
+            "checkpoint %s is damaged (%s: %.300s); kept as %s, using the one before",
+            path,
+            type(error).__name__,
+            error,
+            target.name,
+        )
+        if jax.process_index() == 0 and path.exists():
+            path.rename(target)
+        self._manager.reload()
+        return target.name
+
+
+def load_params(
+    directory: Path,
+    *,
+    prefix: str = "params",
+    template: Any = None,
+    best_metric: str | None = None,
+) -> Any:
+    """Returns one subtree of a stage's newest (or best) usable checkpoint.
+
+    Reads that subtree alone, and changes nothing on disk.
+
+    Args:
+      directory: the `checkpoints` folder of a stage.
+      prefix: path of the subtree, e.g. "params".
+      template: as for `Checkpoints.restore_latest`; None gives nested dicts of
+        arrays, each whole on the default device.
+      best_metric: prefer the checkpoint that is best by this metric.
+
+    Raises:
+      CheckpointError: there is no checkpoint, none is readable, or its leaves do not
+        fit `template`.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such folder; has the stage run?")
+    manager = _open(directory.resolve(), None, best_metric)
+    try:
+        steps = sorted(manager.all_steps(), reverse=True)
+        best = manager.best_step() if best_metric is not None else None
+        if best is not None:
+            steps = [best, *(s for s in steps if s != best)]
+        for step in steps:
+            try:
+                return _restore(manager, step, template, prefix=prefix + "/").tree
+            except _DAMAGE_ERRORS as error:
+                _log.warning("checkpoint %s/%d: %s", directory, step, error)
+    finally:
+        manager.close()
+    raise CheckpointError(
+        f"{directory}: no usable checkpoint among steps {steps}; has the stage run?"
+    )
+
+
+def _open(
+    directory: Path, keep: int | None, best_metric: str | None
+) -> ocp.CheckpointManager:
+    """Returns orbax's manager; `keep` None opens for reading only."""
+    policies = ocp.checkpoint_managers
+    preserve: list[Any] = [policies.LatestN(n=keep)]
+    best_fn = None
+    if best_metric is not None:
+
+        def best_fn(metrics: Mapping[str, float]) -> float:
+            return -metrics[best_metric]
+
+        preserve.append(policies.BestN(get_metric_fn=best_fn, n=1))
+    options = ocp.CheckpointManagerOptions(
+        create=keep is not None,
+        read_only=keep is None,
+        cleanup_tmp_directories=keep is not None,
+        preservation_policy=policies.AnyPreservationPolicy(preserve),
+        best_fn=best_fn,
+        save_root_metadata=False,
+    )
+    return ocp.CheckpointManager(
+        directory,
+        options=options,
+        item_handlers={
+            _STATE: ocp.PyTreeCheckpointHandler(),
+            _META: ocp.JsonCheckpointHandler(),
+        },
+    )
+
+
+def _restore(
+    manager: ocp.CheckpointManager, step: int, template: Any, prefix: str = ""
+) -> Restored:
+    metadata = manager.item_metadata(step)[_STATE]
+    if metadata is None:
+        raise FileNotFoundError(f"no metadata of item {_STATE!r}")
+    saved = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for path, leaf in metadata.tree.items()
+        if path.startswith(prefix)
+    }
+    expected = saved if template is None else dict(_flatten(template, prefix))
+    _check_leaves(f"{manager.directory}/{step}", expected, saved)
+    restore_args = {
+        path: ocp.ArrayRestoreArgs(
+            sharding=getattr(leaf, "sharding", None) or _one_device(),
+            global_shape=leaf.shape,
+            dtype=leaf.dtype,
+        )
+        for path, leaf in expected.items()
+    }
+    items = ocp.args.Composite(
+        **{
+            _STATE: ocp.args.PyTreeRestore(
+                item={path: 0 for path in expected},
+                restore_args=restore_args,
+                partial_restore=True,
+            ),
+            _META: ocp.args.JsonRestore(),
+        }
+    )
+    restored = manager.restore(step, args=items)
+    leaves = restored[_STATE]
+    if template is None:
+        tree = _nest({path.removeprefix(prefix): x for path, x in leaves.items()})
+    else:
+        treedef = jax.tree.structure(template)
+        tree = treedef.unflatten([leaves[path] for path in expected])
+    return Restored(step, tree, restored[_META])
+
+
+def _check_leaves(
+    where: str, expected: Mapping[str, Any], saved: Mapping[str, Any]
+) -> None:
+    wrong = [f"missing {path}" for path in expected if path not in saved]
+    wrong += [f"unexpected {path}" for path in saved if path not in expected]
+    for path in expected.keys() & saved.keys():
+        want, have = expected[path], saved[path]
+        if want.shape != have.shape or want.dtype != have.dtype:
+            wrong.append(
+                f"{path}: saved {have.dtype}{list(have.shape)}, expected "
+                f"{want.dtype}{list(want.shape)}"
+            )
+    if wrong:
+        raise CheckpointError(
+            f"{where} does not fit this run's config:\n  "
+            + "\n  ".join(sorted(wrong))
+            + "\nUse the config that wrote it, or another --workdir"
+        )
+
+
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        yield prefix + name, leaf
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def _one_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _write_error(directory: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{directory}: could not write a checkpoint ({type(error).__name__}: "
+        f"{error}); older ones are untouched. Free disk space and start again"
+    )

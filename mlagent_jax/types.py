@@ -1,0 +1,390 @@
+"""Records that cross a boundary on the host: task, action, step, trajectory.
+
+Plain frozen dataclasses without behaviour beyond small derived values; nothing
+here imports jax or touches the disk. `to_json` and `from_json` give every record
+the one form in which it is stored (JSONL files of the run directory).
+"""
+
+import dataclasses
+import enum
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mlagent_jax.errors import DataError
+
+Direction = Literal["max", "min"]
+Split = Literal["held_in", "held_out"]
+T = TypeVar("T")
+Part = Literal["selection", "test"]
+
+
+class ActionKind(enum.StrEnum):
+    """What one reply may ask for (profile `direct`)."""
+
+    EDIT = "edit"  # exact search/replace blocks
+    LINES = "lines"  # replace an inclusive range of numbered lines
+    WRITE = "write"  # write a whole file
+    READ = "read"  # numbered listing of a file
+    LIST = "list"  # files of the workspace
+    RUN = "run"  # execute a script without editing
+    UNDO = "undo"  # go back to the workspace before the last edit
+    SUBMIT = "submit"  # end the trajectory
+
+
+class Outcome(enum.StrEnum):
+    """Typed feedback of one step; rewards depend on it, never on feedback text."""
+
+    INVALID_ACTION = "invalid_action"  # not parsed or not applicable; nothing ran
+    INFO = "info"  # valid, not an edit that ran (read, list, submit, ...)
+    SCORED = "scored"  # a script ran and its submission has a selection score
+    SCRIPT_ERROR = "script_error"  # non-zero exit status
+    TIMEOUT = "timeout"  # the script's own wall-clock or CPU limit
+    OUT_OF_MEMORY = "out_of_memory"
+    RESOURCE_LIMIT = "resource_limit"  # output, file size, processes
+    INVALID_SUBMISSION = "invalid_submission"  # ran, but nothing gradable came out
+
+
+# Environment limits rather than the idea's fault: the paper's "corner cases" (A.6).
+CORNER_CASES = frozenset(
+    {Outcome.TIMEOUT, Outcome.OUT_OF_MEMORY, Outcome.RESOURCE_LIMIT}
+)
+
+
+class StepStatus(enum.StrEnum):
+    """Whether a trajectory goes on after a step, and if not, why."""
+
+    ONGOING = "ongoing"
+    SUBMITTED = "submitted"
+    TRUNCATED_STEPS = "truncated_steps"
+    TRUNCATED_TIME = "truncated_time"
+    TRUNCATED_TOKENS = "truncated_tokens"
+    ENV_FAILED = "env_failed"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one script execution may use.
+
+    Attributes:
+      wall_s: wall-clock seconds before the whole process group is killed.
+      cpu_s: CPU seconds of the process.
+      memory_bytes: address space and resident memory.
+      output_bytes: stdout and stderr together; more ends the script.
+      file_bytes: largest single file the script may write.
+      num_processes: processes and threads alive at once.
+    """
+
+    wall_s: float = 20.0
+    cpu_s: float = 20.0
+    memory_bytes: int = 2 << 30
+    output_bytes: int = 1 << 20
+    file_bytes: int = 64 << 20
+    num_processes: int = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One machine-learning problem as the agent meets it.
+
+    Attributes:
+      id: folder name under tasks/, also the name in every table.
+      version: raised whenever data, metric or starter change.
+      split: "held_in" tasks are trained on, "held_out" ones never.
+      modality: "image", "tabular", "text" or "graph"; for reports.
+      description: statement for the prompt, plain text.
+      metric: name in `env.grading.METRICS`.
+      direction: "max" if a higher score is better.
+      id_column: column of the submission that names rows.
+      target_columns: columns the agent predicts, in order.
+      starter: relative path -> text of every file in a fresh workspace.
+      entry_script: file of `starter` that a successful edit executes.
+      baseline: measured mean selection-and-test score of the starter (m_init).
+      baseline_std: its standard deviation over seeds, 0.0 if deterministic.
+      best: best known score (m_best).
+      limits: resources of one execution.
+      public_dir: prepared data that scripts read as `data/`.
+      private_dir: hidden labels; never mounted into a sandbox.
+      file_hashes: "public/x" or "private/x" -> sha256 of the prepared files.
+    """
+
+    id: str
+    version: int
+    split: Split
+    modality: str
+    description: str
+    metric: str
+    direction: Direction
+    id_column: str
+    target_columns: tuple[str, ...]
+    starter: dict[str, str]
+    entry_script: str
+    baseline: float
+    baseline_std: float
+    best: float
+    limits: Limits
+    public_dir: Path
+    private_dir: Path
+    file_hashes: dict[str, str]
+
+    @property
+    def sign(self) -> float:
+        """+1.0 if a higher score is better, else -1.0."""
+        return 1.0 if self.direction == "max" else -1.0
+
+    @property
+    def headroom(self) -> float:
+        """|best - baseline|: the gap that rewards are scaled by."""
+        return abs(self.best - self.baseline)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a chat: role is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Action:
+    """What one model reply asks for.
+
+    Attributes:
+      kind: which action.
+      path: workspace-relative file; None where the action takes none.
+      blocks: (search, replace) texts of an `edit`, in order; else empty.
+      first_line: first line (1-based, inclusive) of `lines` or `read`, or None.
+      last_line: last line (inclusive) of `lines` or `read`, or None.
+      content: new text of `lines` or `write`; else "".
+      thought: text of the reply outside the action.
+    """
+
+    kind: ActionKind
+    path: str | None = None
+    blocks: tuple[tuple[str, str], ...] = ()
+    first_line: int | None = None
+    last_line: int | None = None
+    content: str = ""
+    thought: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecResult:
+    """How one script execution ended; a failing script is a result, not an error.
+
+    Attributes:
+      outcome: SCORED is never set here (the grader decides); a clean exit is INFO.
+      exit_code: exit status, or None if a signal ended the process.
+      signal: number of the signal that ended it, or None.
+      wall_s: wall-clock seconds of the script's own work.
+      cpu_s: user plus system seconds.
+      max_rss_bytes: peak resident memory.
+      stdout: head and tail of standard output, decoded with replacement.
+      stderr: head and tail of standard error.
+      stdout_bytes: bytes written to standard output before cutting.
+      stderr_bytes: bytes written to standard error before cutting.
+      integrity_events: what the sandbox noticed, e.g. "protected_file:data/x".
+      is_cached: True if the execution cache answered.
+    """
+
+    outcome: Outcome
+    exit_code: int | None
+    signal: int | None
+    wall_s: float
+    cpu_s: float
+    max_rss_bytes: int
+    stdout: str
+    stderr: str
+    stdout_bytes: int
+    stderr_bytes: int
+    integrity_events: tuple[str, ...] = ()
+    is_cached: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+    """Where one action starts: the task and all that happened before.
+
+    Attributes:
+      task_id: which task.
+      task_version: version of the task when the state was recorded.
+      snapshot: id of the exact workspace files (see env.snapshots).
+      score: selection score of the last scored workspace, m_t.
+      steps: the steps that led here, oldest first.
+      previous_snapshots: stack that `undo` pops, oldest first.
+    """
+
+    task_id: str
+    task_version: int
+    snapshot: str
+    score: float
+    steps: "tuple[StepRecord, ...]" = ()
+    previous_snapshots: tuple[tuple[str, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One (state, action, feedback) of a trajectory, as stored.
+
+    Attributes:
+      reply: the policy's reply, verbatim (cut at `env.max_reply_chars`).
+      action: the parsed action, None if the reply held none.
+      reason: code of the ActionError or SubmissionError, "" if there was none.
+      outcome: typed feedback.
+      status: whether the trajectory goes on.
+      feedback: text that the agent sees next.
+      diff: unified diff of the workspace, "" if nothing changed.
+      snapshot_before: workspace the action started from.
+      snapshot_after: workspace after it.
+      score_before: m_t, selection score.
+      score_after: m_{t+1}; equals score_before unless the outcome is SCORED or
+        an undo restored an older score.
+      is_edit: True if the action changed files and its script was executed.
+      execution: details of the script run, None if nothing ran.
+      submission: blob id of the graded submission.csv, None if none was valid.
+      isolation: "bubblewrap" or "process (not isolated)".
+      env_s: seconds of the environment's own work around the script.
+    """
+
+    reply: str
+    action: Action | None
+    reason: str
+    outcome: Outcome
+    status: StepStatus
+    feedback: str
+    diff: str
+    snapshot_before: str
+    snapshot_after: str
+    score_before: float
+    score_after: float
+    is_edit: bool
+    execution: ExecResult | None
+    submission: str | None
+    isolation: str
+    env_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One whole attempt at a task by one policy; a line of a JSONL file.
+
+    Attributes:
+      id: unique in its file, e.g. "digits/expert/0007".
+      task_id: which task.
+      task_version: its version.
+      policy: name of the policy.
+      seed: integer that determines the policy's choices.
+      ideas: idea texts put into the first prompt, empty for none.
+      start_snapshot: the fresh workspace.
+      start_score: selection score of the starter as measured in this run.
+      start_submission: blob id of the starter's own submission, None if unknown.
+      steps: oldest first.
+      status: why it ended.
+      usage: counters such as prompt_tokens, reply_tokens, policy_s, wall_s.
+    """
+
+    id: str
+    task_id: str
+    task_version: int
+    policy: str
+    seed: int
+    ideas: tuple[str, ...]
+    start_snapshot: str
+    start_score: float
+    start_submission: str | None
+    steps: tuple[StepRecord, ...]
+    status: StepStatus
+    usage: dict[str, float]
+
+
+def to_json(record: Any) -> Any:
+    """Returns `record` as plain JSON values (dicts, lists, strings, numbers)."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {
+            f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)
+        }
+    if isinstance(record, enum.Enum):
+        return record.value
+    if isinstance(record, Path):
+        return str(record)
+    if isinstance(record, dict):
+        return {str(k): to_json(v) for k, v in record.items()}
+    if isinstance(record, list | tuple | frozenset):
+        return [to_json(v) for v in record]
+    return record
+
+
+def from_json(cls: type[T], value: Any, where: str = "record") -> T:
+    """Returns the `cls` that `to_json` wrote.
+
+    Args:
+      cls: a dataclass of this module.
+      value: parsed JSON.
+      where: named in errors, e.g. "expert.jsonl:12".
+
+    Raises:
+      DataError: `value` lacks a field, has an unknown one or one of a wrong type.
+    """
+    return _decode(cls, value, where)
+
+
+def _decode(annotation: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(annotation)
+    args = typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = (a for a in args if a is not type(None))
+        return _decode(inner, value, where)
+    if origin is Literal:
+        return _require(value in args, value, where, f"one of {args}")
+    if origin is tuple:
+        _require(isinstance(value, list), value, where, "a list")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_decode(args[0], v, where) for v in value)
+        _require(len(value) == len(args), value, where, f"{len(args)} items")
+        return tuple(_decode(a, v, where) for a, v in zip(args, value, strict=True))
+    if origin is dict:
+        _require(isinstance(value, dict), value, where, "an object")
+        return {k: _decode(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(annotation):
+        return _decode_dataclass(annotation, value, where)
+    if annotation is float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(_require(is_number, value, where, "a number"))
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        names = [m.value for m in annotation]
+        return annotation(_require(value in names, value, where, f"one of {names}"))
+    if annotation is Path:
+        return Path(_require(isinstance(value, str), value, where, "a path"))
+    if annotation is int:
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        return _require(is_int, value, where, "an integer")
+    return _require(isinstance(value, annotation), value, where, annotation.__name__)
+
+
+def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
+    _require(isinstance(value, dict), value, where, "an object")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(value) - set(fields))
+    no_default = (dataclasses.MISSING, dataclasses.MISSING)
+    missing = sorted(
+        name
+        for name, f in fields.items()
+        if name not in value and (f.default, f.default_factory) == no_default
+    )
+    if unknown or missing:
+        raise DataError(
+            f"{where}: not a {cls.__name__}: missing fields {missing}, "
+            f"unknown fields {unknown}; was it written by another version?"
+        )
+    return cls(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+
+
+def _require(is_ok: bool, value: Any, where: str, expected: str) -> Any:
+    if not is_ok:
+        raise DataError(f"{where}: expected {expected}, got {value!r:.80}")
+    return value
