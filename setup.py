@@ -46,6 +46,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mlagent_jax*", "launch*"]),
+    package_data={"mlagent_jax.evaluation": ["templates/*.j2"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
 )

@@ -5,14 +5,18 @@ Three flags are the whole command line of a stage: `--config` (a file with
 jax; `use_compilation_cache` does so only when a device stage calls it.
 """
 
+import ctypes
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +39,11 @@ _WORKDIR = flags.DEFINE_string(
 _SET = flags.DEFINE_multi_string(
     "set", [], "Override one field: --set ppo.num_updates=10. May be repeated."
 )
+
+# Set by launch.pipeline for the stages it starts.
+PARENT_PID = "MLAGENT_PIPELINE_PID"
+_PR_SET_PDEATHSIG = 1
+_LOCK_TRIES = 10  # seconds, for a killed predecessor to be gone
 
 # A run directory belongs to one value of these: later stages read what earlier
 # ones wrote under them. Other fields may change between stages of one run.
@@ -65,8 +74,10 @@ class Run:
     workdir: Path
 
 
-def run_stage(main: Callable[[Run], None]) -> None:
+def run_stage(main: Callable[[Run], None], lock: str = "stage") -> None:
     """Parses flags, opens the run directory and calls `main`.
+
+    Programs with the same `lock` exclude each other in one run directory.
 
     A deliberate error ends the program with its message and exit status 2; any
     other exception is a bug and keeps its traceback.
@@ -75,8 +86,11 @@ def run_stage(main: Callable[[Run], None]) -> None:
     def absl_main(argv: list[str]) -> None:
         if len(argv) > 1:
             fail(f"unexpected arguments {argv[1:]}; flags are --config --workdir --set")
+        die_with_parent()
         try:
-            main(open_run())
+            run = open_run()
+            with _locked(run.workdir / f".{lock}.lock"):
+                main(run)
         except MlAgentError as error:
             fail(str(error))
         except OSError as error:
@@ -137,6 +151,20 @@ def progress(total: int, desc: str, unit: str, initial: int = 0) -> Iterator[tqd
         yield bar
 
 
+def die_with_parent() -> None:
+    """Makes this process end when its parent does, even by kill -9 (Linux).
+
+    Without it a killed pipeline would leave its stage writing into the run
+    directory while the same command starts again.
+    """
+    parent = os.environ.get(PARENT_PID)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):
+        fail("the pipeline that started this stage is gone", status=1)
+
+
 def use_compilation_cache() -> None:
     """Keeps compiled XLA programs between processes (in the user's cache folder)."""
     import jax  # Only device stages may import jax.
@@ -144,6 +172,28 @@ def use_compilation_cache() -> None:
     root = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     jax.config.update("jax_compilation_cache_dir", f"{root}/mlagent_jax/xla")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the run directory; a second stage in it would mix up its files.
+
+    Raises:
+      ConfigError: another process holds it.
+    """
+    with path.open("w") as file:
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(1.0)
+        else:
+            raise ConfigError(
+                f"{path.parent} is in use by another process; wait for it, or give "
+                "another --workdir"
+            )
+        yield
 
 
 def _check_identity(config: RunConfig, path: Path) -> None:

@@ -46,7 +46,10 @@ def main(run: common.Run) -> None:
             continue
         print(banner, flush=True)
         start = time.monotonic()
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {
+            "PYTHONUNBUFFERED": "1",
+            common.PARENT_PID: str(os.getpid()),
+        }
         result = subprocess.run(
             [sys.executable, "-m", *arguments], check=False, env=environment
         )
@@ -61,4 +64,4 @@ def main(run: common.Run) -> None:
 
 
 if __name__ == "__main__":
-    common.run_stage(main)
+    common.run_stage(main, lock="pipeline")

@@ -9,10 +9,11 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mlagent_jax.errors import ConfigError
 
@@ -40,6 +41,7 @@ class ModelConfig:
       max_position_embeddings: longest sequence the model was made for.
       compute_dtype: dtype of activations; weights are kept in float32.
       remat: what the backward pass recomputes.
+      attention: implementation, see model/attention.py; "auto" goes by backend.
     """
 
     vocab_size: int
@@ -55,9 +57,19 @@ class ModelConfig:
     max_position_embeddings: int = 32_768
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Literal["none", "layer"] = "none"
+    attention: Literal["auto", "blocked", "xla"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ["vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_position_embeddings"]:
+        for name in [
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_position_embeddings",
+        ]:
             value = getattr(self, name)
             _check(value >= 1, f"model.{name}", value, "a positive integer")
         _check(
@@ -155,7 +167,44 @@ class EnvConfig:
     max_time_s: float = 1_800.0
     max_reply_chars: int = 64_000
     use_cache: bool = True
-    preload: tuple[str, ...] = ("numpy", "pandas", "scipy", "sklearn")
+    preload: tuple[str, ...] = (
+        "numpy",
+        "pandas",
+        "scipy.ndimage",
+        "scipy.optimize",
+        "scipy.signal",
+        "scipy.sparse.linalg",
+        "scipy.stats",
+        "sklearn.calibration",
+        "sklearn.cluster",
+        "sklearn.compose",
+        "sklearn.cross_decomposition",
+        "sklearn.decomposition",
+        "sklearn.discriminant_analysis",
+        "sklearn.ensemble",
+        "sklearn.feature_extraction.text",
+        "sklearn.feature_selection",
+        "sklearn.gaussian_process",
+        "sklearn.impute",
+        "sklearn.isotonic",
+        "sklearn.kernel_approximation",
+        "sklearn.kernel_ridge",
+        "sklearn.linear_model",
+        "sklearn.manifold",
+        "sklearn.metrics",
+        "sklearn.mixture",
+        "sklearn.model_selection",
+        "sklearn.multiclass",
+        "sklearn.multioutput",
+        "sklearn.naive_bayes",
+        "sklearn.neighbors",
+        "sklearn.neural_network",
+        "sklearn.pipeline",
+        "sklearn.preprocessing",
+        "sklearn.semi_supervised",
+        "sklearn.svm",
+        "sklearn.tree",
+    )
 
     def __post_init__(self) -> None:
         _check(self.num_workers >= 1, "env.num_workers", self.num_workers, ">= 1")
@@ -523,7 +572,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
         hint = f"; did you mean {near[0]}?" if near else f"; found {found}"
         raise ConfigError(f"--config={path}: no such file{hint}")
     spec = importlib.util.spec_from_file_location(f"run_config_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
@@ -567,38 +617,52 @@ def _replace(config: Any, names: list[str], text: str, full_path: str) -> Any:
             )
         new = _replace(old, names[1:], text, full_path)
     else:
-        hint = typing.get_type_hints(type(config))[name]
+        cls: Any = type(config)
+        hints: dict[str, Any] = typing.get_type_hints(cls)
+        hint = hints[name]
         new = _parse_value(text, hint, full_path)
     return dataclasses.replace(config, **{name: new})
 
 
 def _parse_value(text: str, annotation: Any, full_path: str) -> Any:
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
     try:
-        value = ast.literal_eval(text)
+        value: Any = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        value = words.get(text.lower(), text)
     if isinstance(value, list):
-        value = tuple(value)
+        value = tuple(cast(list[Any], value))
+    if typing.get_origin(annotation) is Literal:
+        options = [str(a) for a in typing.get_args(annotation)]
+        near = difflib.get_close_matches(str(value), options, 1, 0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        expected = f"one of {options}{hint}"
+    else:
+        is_plain = isinstance(annotation, type) and not typing.get_args(annotation)
+        expected = annotation.__name__ if is_plain else str(annotation)
+    found, converted = _convert(value, text, annotation)
+    if not found:
+        raise ConfigError(f"--set {full_path}={text}: expected {expected}")
+    return converted
+
+
+def _convert(value: Any, text: str, annotation: Any) -> tuple[bool, Any]:
+    """Returns (True, value as `annotation`) or (False, None)."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        is_ok = value in args
-        if not is_ok:
-            near = difflib.get_close_matches(str(value), [str(a) for a in args], 1, 0.3)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"--set {full_path}={text}: expected one of {list(args)}{hint}"
-            )
-        return value
-    allowed = args if origin is not tuple and args else (annotation,)
-    for kind in allowed:
-        kind_origin = typing.get_origin(kind) or kind
-        if kind_origin is float and isinstance(value, int | float):
-            if not isinstance(value, bool):
-                return float(value)
-        elif kind_origin is int and isinstance(value, bool):
-            continue
-        elif isinstance(kind_origin, type) and isinstance(value, kind_origin):
-            return value
-        elif kind_origin is str:
-            return text
-    raise ConfigError(f"--set {full_path}={text}: expected {annotation}, got {value!r}")
+        return value in args, value
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False, None
+        values = cast(tuple[Any, ...], value)
+        items = [_convert(v, str(v), args[0]) for v in values]
+        return all(ok for ok, _ in items), tuple(v for _, v in items)
+    if origin is not None or isinstance(annotation, types.UnionType):
+        options = (_convert(value, text, a) for a in args)
+        return next((o for o in options if o[0]), (False, None))
+    if annotation is float and type(value) in (int, float):
+        return True, float(value)
+    if annotation is str:
+        is_text = isinstance(value, str)
+        return is_text, value
+    return type(value) is annotation, value

@@ -29,6 +29,10 @@ class CheckpointError(MlAgentError):
     """Weights are missing, unexpected, mis-shaped or damaged; all are listed."""
 
 
+class DivergedError(MlAgentError):
+    """A loss or a gradient is not finite; checkpoints from before it are kept."""
+
+
 class PolicyError(MlAgentError):
     """A policy could not produce a reply (endpoint down, budget used up)."""
 

@@ -10,7 +10,7 @@ import enum
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from mlagent_jax.errors import DataError
 
@@ -98,6 +98,9 @@ class Task:
       direction: "max" if a higher score is better.
       id_column: column of the submission that names rows.
       target_columns: columns the agent predicts, in order.
+      classes: allowed labels of a metric on classes, as they stand in a CSV file;
+        empty for metrics on numbers.
+      target_range: lowest and highest number that a submission may hold, or None.
       starter: relative path -> text of every file in a fresh workspace.
       entry_script: file of `starter` that a successful edit executes.
       baseline: measured mean selection-and-test score of the starter (m_init).
@@ -127,6 +130,8 @@ class Task:
     public_dir: Path
     private_dir: Path
     file_hashes: dict[str, str]
+    classes: tuple[str, ...] = ()
+    target_range: tuple[float, float] | None = None
 
     @property
     def sign(self) -> float:
@@ -310,9 +315,9 @@ def to_json(record: Any) -> Any:
     if isinstance(record, Path):
         return str(record)
     if isinstance(record, dict):
-        return {str(k): to_json(v) for k, v in record.items()}
+        return {str(k): to_json(v) for k, v in cast(dict[Any, Any], record).items()}
     if isinstance(record, list | tuple | frozenset):
-        return [to_json(v) for v in record]
+        return [to_json(v) for v in cast(list[Any], record)]
     return record
 
 

@@ -61,7 +61,7 @@ def evaluate_trajectories(
     tasks: Mapping[str, Task],
     pool: WorkerPool,
     store: SnapshotStore,
-    on_done: Callable[[], None],
+    on_done: Callable[[], object],
 ) -> list[EvalRecord]:
     """Returns k scored trajectories for each task, running those not in `path`.
 
@@ -121,7 +121,7 @@ def evaluate_fresh_states(
     tasks: Mapping[str, Task],
     pool: WorkerPool,
     store: SnapshotStore,
-    on_done: Callable[[], None],
+    on_done: Callable[[], object],
 ) -> list[FreshStepRecord]:
     """Returns the rewards of `policy` on states that no training saw.
 
@@ -184,4 +184,3 @@ def evaluate_fresh_states(
 def _seed(seed: int, name: str, index: int) -> int:
     digest = hashlib.sha256(f"{seed}/{name}/{index}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
-

@@ -18,7 +18,9 @@ from mlagent_jax.types import Split, Task
 SPLITS: tuple[Split, ...] = ("held_in", "held_out")
 
 
-def load_evaluations(workdir: Path, names: Sequence[str]) -> dict[str, list[EvalRecord]]:
+def load_evaluations(
+    workdir: Path, names: Sequence[str]
+) -> dict[str, list[EvalRecord]]:
     """Returns policy -> its evaluation records, for the policies that have any.
 
     Raises:

@@ -9,7 +9,9 @@ Axis letters: B samples of one update, T token positions.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -110,7 +112,8 @@ def pad_samples(
 
     Raises:
       DataError: a sample does not fit into the longest length, has no prompt or
-        no reply, or has another number of log-probabilities than of reply tokens.
+        no reply, another number of log-probabilities than of reply tokens, or a
+        reward that is not finite.
     """
     for index, sample in enumerate(samples):
         if sample is not None:
@@ -137,7 +140,7 @@ def pad_samples(
         behavior_logprobs_BT[row, start:end] = sample.logprobs
         rewards_B[row] = sample.reward
     # Numpy on purpose: the caller decides where and how the rows are placed.
-    arrays = dict(
+    arrays: dict[str, Any] = dict(
         tokens_BT=tokens_BT,
         positions_BT=positions_BT,
         segment_ids_BT=segment_ids_BT,
@@ -145,7 +148,7 @@ def pad_samples(
         behavior_logprobs_BT=behavior_logprobs_BT,
         rewards_B=rewards_B,
     )
-    return RolloutBatch(**arrays)  # type: ignore
+    return RolloutBatch(**arrays)
 
 
 def _check_sample(index: int, sample: TokenSample, max_len: int) -> None:
@@ -160,6 +163,8 @@ def _check_sample(index: int, sample: TokenSample, max_len: int) -> None:
             f"sample {index}: {len(sample.logprobs)} log-probabilities for "
             f"{len(sample.reply)} reply tokens"
         )
+    if not math.isfinite(sample.reward):
+        raise DataError(f"sample {index}: reward {sample.reward}")
     if length > max_len:
         raise DataError(
             f"sample {index}: {length} tokens, but the longest of ppo.seq_lens is "

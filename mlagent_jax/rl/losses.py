@@ -23,13 +23,12 @@ def masked_mean(x_BT: Array, mask_BT: Array, *, num_tokens: Array) -> Array:
 
     Entries off the mask are left out even if they are not finite.
     """
-    kept_BT = jnp.where(mask_BT > 0, x_BT, 0.0)
-    return kept_BT.sum() / jnp.maximum(num_tokens, 1.0)
+    return _keep(x_BT, mask_BT).sum() / jnp.maximum(num_tokens, 1.0)
 
 
 def log_ratio(new_logprobs_BT: Array, old_logprobs_BT: Array, mask_BT: Array) -> Array:
     """Returns log(π_new/π_old) on the chosen tokens, 0.0 elsewhere, within ±20."""
-    difference_BT = jnp.where(mask_BT > 0, new_logprobs_BT - old_logprobs_BT, 0.0)
+    difference_BT = _keep(new_logprobs_BT - old_logprobs_BT, mask_BT)
     return jnp.clip(difference_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
@@ -52,6 +51,8 @@ def clipped_surrogate(
       clip_eps: ε > 0.
       num_tokens: n, the chosen tokens of the whole minibatch.
     """
+    ratio_BT = _keep(ratio_BT, mask_BT)
+    advantages_BT = _keep(advantages_BT, mask_BT)
     clipped_BT = jnp.clip(ratio_BT, 1.0 - clip_eps, 1.0 + clip_eps)
     gain_BT = jnp.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
     return -masked_mean(gain_BT, mask_BT, num_tokens=num_tokens)
@@ -82,6 +83,7 @@ def approximate_kl(log_ratio_BT: Array, mask_BT: Array, *, num_tokens: Array) ->
     k3 = Σₜ ((ρₜ − 1) − log ρₜ) / n; http://joschu.net/blog/kl-approx.html. How far
     the update has moved the policy from the one that is being improved.
     """
+    log_ratio_BT = _keep(log_ratio_BT, mask_BT)
     k3_BT = jnp.expm1(log_ratio_BT) - log_ratio_BT
     return masked_mean(k3_BT, mask_BT, num_tokens=num_tokens)
 
@@ -107,6 +109,9 @@ def clipped_value_loss(
       value_clip: c > 0.
       num_tokens: n, the chosen tokens of the whole minibatch.
     """
+    new_values_BT = _keep(new_values_BT, mask_BT)
+    old_values_BT = _keep(old_values_BT, mask_BT)
+    returns_BT = _keep(returns_BT, mask_BT)
     clipped_BT = jnp.clip(
         new_values_BT, old_values_BT - value_clip, old_values_BT + value_clip
     )
@@ -131,3 +136,12 @@ def explained_variance(values_BT: Array, returns_BT: Array, mask_BT: Array) -> A
     total = variance(returns_BT)
     left = variance(returns_BT - values_BT)
     return jnp.where(total > 1e-12, 1.0 - left / jnp.maximum(total, 1e-12), 0.0)
+
+
+def _keep(x_BT: Array, mask_BT: Array) -> Array:
+    """Returns 0.0 off the mask.
+
+    Applied to arguments, before any arithmetic: a NaN that is only masked out of
+    the result would still reach the gradient as 0 * NaN.
+    """
+    return jnp.where(mask_BT > 0, x_BT, 0.0)

@@ -10,10 +10,13 @@ Verdicts ("better", "worse", ...) come from the typed outcome and already accoun
 for the metric's direction, so a reader needs no arithmetic and no tasks' units.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
 from mlagent_jax.config import PromptConfig
+from mlagent_jax.errors import ActionError
+from mlagent_jax.text.actions import parse_reply
 from mlagent_jax.types import (
     Action,
     ActionKind,
@@ -95,7 +98,9 @@ _FAILURES = {
     Outcome.RESOURCE_LIMIT: "limit",
     Outcome.INVALID_SUBMISSION: "bad submission",
 }
-BAD_VERDICTS = frozenset(_FAILURES.values()) - {"invalid"} | {"worse"}
+_VERDICTS = frozenset({"better", "worse", "same", *_FAILURES.values()})
+_LOG_LINE = re.compile(r"\d+ (.*)")
+_TURN_VERDICT = re.compile(r"(?:Step \d+: )?(.*)")
 
 
 def window_snapshot(state: State, cfg: PromptConfig) -> str:
@@ -192,6 +197,74 @@ def code_gist(code: str) -> str:
 def format_score(score: float) -> str:
     """Returns `score` with four significant digits, integers from 1000 upwards."""
     return f"{score:.0f}" if abs(score) >= 1000 else f"{score:.4g}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptStep:
+    """A past step as far as a prompt tells of it.
+
+    Attributes:
+      gist: see `action_gist`.
+      verdict: see `verdict`.
+    """
+
+    gist: str
+    verdict: str
+
+
+def read_ideas(messages: Sequence[Message]) -> tuple[str, ...]:
+    """Returns the ideas that a chat of `render_state` puts to its reader."""
+    lines = _first_turn_lines(messages)
+    if IDEAS_HEADING not in lines:
+        return ()
+    ideas: list[str] = []
+    for line in lines[lines.index(IDEAS_HEADING) + 1 :]:
+        if not line.startswith("- "):
+            break
+        ideas.append(line[2:])
+    return tuple(ideas)
+
+
+def read_steps(messages: Sequence[Message]) -> tuple[PromptStep, ...]:
+    """Returns the past steps that a chat of `render_state` tells of, oldest first."""
+    steps: list[PromptStep] = []
+    lines = _first_turn_lines(messages)
+    if LOG_HEADING in lines:
+        for line in lines[lines.index(LOG_HEADING) + 1 :]:
+            match = _LOG_LINE.fullmatch(line)
+            if match is None:
+                break
+            steps.append(_read_log_line(match[1]))
+    for reply, feedback in zip(messages[2::2], messages[3::2], strict=True):
+        try:
+            action = parse_reply(reply.content, max_chars=len(reply.content))
+        except ActionError:
+            action = None
+        match = _TURN_VERDICT.match(feedback.content)
+        word = match[1] if match and match[1] in _VERDICTS else ""
+        steps.append(PromptStep(gist=action_gist(action), verdict=word))
+    return tuple(steps)
+
+
+def _first_turn_lines(messages: Sequence[Message]) -> list[str]:
+    """Returns the lines of the first user turn in front of the script's fence.
+
+    The closing fence is the last line but one, and the script holds none as long.
+    """
+    lines = messages[1].content.split("\n")
+    fence = lines[-2]
+    opening = len(lines) - 3
+    while not lines[opening].startswith(fence):
+        opening -= 1
+    return lines[:opening]
+
+
+def _read_log_line(text: str) -> PromptStep:
+    gist, _, tail = text.rpartition(": ")
+    word = tail.partition(", ")[0]
+    if gist and word in _VERDICTS:
+        return PromptStep(gist=gist, verdict=word)
+    return PromptStep(gist=gist if gist and " -> " in tail else text, verdict="")
 
 
 def _num_older(steps: Sequence[StepRecord], cfg: PromptConfig) -> int:

@@ -1,1 +1,1 @@
-
+"""Supervised training: optimizer, checkpoints, metrics, copying practice, SFT."""

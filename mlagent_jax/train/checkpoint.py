@@ -5,26 +5,32 @@ any pytree under readable paths ("params/layers/mlp/up_proj/kernel"), and `meta`
 small JSON object (data position, counters). Orbax writes into a temporary folder
 and renames it when complete, so a run that is killed at any moment leaves the
 checkpoints before that one usable. Arrays are restored onto the devices that the
-template's shardings name, which need not be those that saved them.
+template's shardings name, which need not be those that saved them. Tensorstore does
+not notice a flipped bit in an array's file, so a checksum of every leaf goes along.
 """
 
+import contextlib
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mlagent_jax.errors import CheckpointError
 
 _STATE, _META = "state", "meta"
 _DAMAGED_SUFFIX = ".damaged"
-# What orbax and tensorstore raise for files that are missing, cut or scrambled.
-_DAMAGE_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+_Checksums = Callable[[Mapping[str, Any]], dict[str, jax.Array]]
 
 _log = logging.getLogger(__name__)
+
+
+class _DamagedError(Exception):
+    """The files of one checkpoint are missing, cut or scrambled."""
 
 
 class Restored(NamedTuple):
@@ -56,6 +62,7 @@ class Checkpoints:
     ) -> None:
         self.directory = directory.resolve()
         self._manager = _open(self.directory, keep, best_metric)
+        self._checksums = _make_checksums()
 
     def save(
         self,
@@ -71,7 +78,7 @@ class Checkpoints:
 
         Args:
           step: updates done.
-          tree: any pytree of arrays.
+          tree: any pytree of arrays (a typed PRNG key as its key data).
           meta: JSON values.
           metrics: for `best_metric`.
 
@@ -79,17 +86,22 @@ class Checkpoints:
           CheckpointError: this or the previous checkpoint could not be written, for
             example because the disk is full; the older ones are untouched.
         """
+        leaves = dict(_flatten(tree))
+        record = {
+            "meta": dict(meta),
+            "checksums": _read_checksums(self._checksums, leaves),
+        }
         items = ocp.args.Composite(
             **{
-                _STATE: ocp.args.PyTreeSave(dict(_flatten(tree))),
-                _META: ocp.args.JsonSave(dict(meta)),
+                _STATE: ocp.args.PyTreeSave(leaves),
+                _META: ocp.args.JsonSave(record),
             }
         )
         metrics = None if metrics is None else dict(metrics)
         try:
             self._manager.save(step, args=items, metrics=metrics)
         except (OSError, ValueError, RuntimeError) as error:
-            raise _write_error(self.directory, error) from error
+            raise CheckpointError(_explain_write(self.directory, error)) from error
 
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, ascending."""
@@ -113,11 +125,9 @@ class Checkpoints:
         damaged: list[str] = []
         for step in reversed(self.steps()):
             try:
-                restored = _restore(self._manager, step, template)
-            except _DAMAGE_ERRORS as error:
+                return _restore(self._manager, step, template)
+            except _DamagedError as error:
                 damaged.append(self._set_aside(step, error))
-                continue
-            return restored
         if damaged:
             raise CheckpointError(
                 f"{self.directory}: no usable checkpoint; damaged: {damaged}. Restore "
@@ -134,7 +144,7 @@ class Checkpoints:
         try:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as error:
-            raise _write_error(self.directory, error) from error
+            raise CheckpointError(_explain_write(self.directory, error)) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -142,13 +152,12 @@ class Checkpoints:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _set_aside(self, step: int, error: Exception) -> str:
+    def _set_aside(self, step: int, error: _DamagedError) -> str:
         path = self.directory / str(step)
         target = path.with_name(path.name + _DAMAGED_SUFFIX)
         _log.warning(
-            "checkpoint %s is damaged (%s: %.300s); kept as %s, using the one before",
+            "checkpoint %s is damaged (%s); kept as %s, using the one before",
             path,
-            type(error).__name__,
             error,
             target.name,
         )
@@ -191,8 +200,8 @@ def load_params(
         for step in steps:
             try:
                 return _restore(manager, step, template, prefix=prefix + "/").tree
-            except _DAMAGE_ERRORS as error:
-                _log.warning("checkpoint %s/%d: %s", directory, step, error)
+            except _DamagedError as error:
+                _log.warning("checkpoint %s/%d is damaged (%s)", directory, step, error)
     finally:
         manager.close()
     raise CheckpointError(
@@ -203,19 +212,15 @@ def load_params(
 def _open(
     directory: Path, keep: int | None, best_metric: str | None
 ) -> ocp.CheckpointManager:
-    """Returns orbax's manager; `keep` None opens for reading only."""
+    """Returns orbax's manager; with `keep` None it is only read from."""
     policies = ocp.checkpoint_managers
     preserve: list[Any] = [policies.LatestN(n=keep)]
     best_fn = None
     if best_metric is not None:
-
-        def best_fn(metrics: Mapping[str, float]) -> float:
-            return -metrics[best_metric]
-
+        best_fn = functools.partial(_negative, best_metric)
         preserve.append(policies.BestN(get_metric_fn=best_fn, n=1))
     options = ocp.CheckpointManagerOptions(
         create=keep is not None,
-        read_only=keep is None,
         cleanup_tmp_directories=keep is not None,
         preservation_policy=policies.AnyPreservationPolicy(preserve),
         best_fn=best_fn,
@@ -231,45 +236,77 @@ def _open(
     )
 
 
+def _negative(name: str, metrics: Mapping[str, float]) -> float:
+    return -metrics[name]  # orbax calls the highest value the best
+
+
 def _restore(
     manager: ocp.CheckpointManager, step: int, template: Any, prefix: str = ""
 ) -> Restored:
-    metadata = manager.item_metadata(step)[_STATE]
-    if metadata is None:
-        raise FileNotFoundError(f"no metadata of item {_STATE!r}")
-    saved = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        for path, leaf in metadata.tree.items()
-        if path.startswith(prefix)
-    }
+    with _reading():
+        saved = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for path, leaf in manager.item_metadata(step)[_STATE].tree.items()
+            if path.startswith(prefix)
+        }
     expected = saved if template is None else dict(_flatten(template, prefix))
     _check_leaves(f"{manager.directory}/{step}", expected, saved)
-    restore_args = {
-        path: ocp.ArrayRestoreArgs(
-            sharding=getattr(leaf, "sharding", None) or _one_device(),
-            global_shape=leaf.shape,
-            dtype=leaf.dtype,
-        )
-        for path, leaf in expected.items()
-    }
-    items = ocp.args.Composite(
-        **{
-            _STATE: ocp.args.PyTreeRestore(
-                item={path: 0 for path in expected},
-                restore_args=restore_args,
-                partial_restore=True,
-            ),
-            _META: ocp.args.JsonRestore(),
-        }
-    )
-    restored = manager.restore(step, args=items)
-    leaves = restored[_STATE]
+    with _reading():
+        restored = manager.restore(step, args=_restore_args(expected))
+        leaves, record = restored[_STATE], restored[_META]
+        checksums = _read_checksums(_make_checksums(), leaves)
+        wrong = [k for k, v in checksums.items() if v != record["checksums"][k]]
+        if wrong:
+            raise ValueError(f"wrong checksums of {wrong}")
     if template is None:
         tree = _nest({path.removeprefix(prefix): x for path, x in leaves.items()})
     else:
         treedef = jax.tree.structure(template)
         tree = treedef.unflatten([leaves[path] for path in expected])
-    return Restored(step, tree, restored[_META])
+    return Restored(step, tree, record["meta"])
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    # Orbax raises plain Exception, among many others, for files that it cannot read.
+    except Exception as error:
+        raise _DamagedError(f"{type(error).__name__}: {error!s:.300}") from error
+
+
+def _restore_args(leaves: Mapping[str, Any]) -> ocp.args.Composite:
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    state = ocp.args.PyTreeRestore(
+        item=dict.fromkeys(leaves, 0),
+        restore_args={
+            path: ocp.ArrayRestoreArgs(
+                sharding=getattr(leaf, "sharding", None) or one_device,
+                global_shape=leaf.shape,
+                dtype=leaf.dtype,
+            )
+            for path, leaf in leaves.items()
+        },
+        partial_restore=True,
+    )
+    return ocp.args.Composite(**{_STATE: state, _META: ocp.args.JsonRestore()})
+
+
+def _read_checksums(checksums: _Checksums, leaves: Mapping[str, Any]) -> dict[str, int]:
+    return {k: int(v) for k, v in jax.device_get(checksums(leaves)).items()}
+
+
+def _make_checksums() -> _Checksums:
+    """Returns leaves -> for each the sum of its bit patterns, modulo 2**32."""
+
+    def checksum(x: jax.Array) -> jax.Array:
+        if x.dtype == jnp.bool_:
+            return jnp.sum(x, dtype=jnp.uint32)
+        unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(x, unsigned)
+        return jnp.sum(bits, dtype=jnp.uint32)
+
+    return jax.jit(lambda leaves: {k: checksum(x) for k, x in leaves.items()})
 
 
 def _check_leaves(
@@ -309,12 +346,8 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _one_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-
-def _write_error(directory: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
+def _explain_write(directory: Path, error: Exception) -> str:
+    return (
         f"{directory}: could not write a checkpoint ({type(error).__name__}: "
         f"{error}); older ones are untouched. Free disk space and start again"
     )

@@ -1,0 +1,86 @@
+"""The whole method on a laptop: an embedded model learns from random weights.
+
+    make quickstart
+    python -m launch.pipeline --config=configs/quickstart.py
+
+Hardware: 2 CPU cores, 8 GiB, no accelerator, no account, no download. Expected
+result: BUILD_NOTES.md, "Quickstart". Every stage is the code of the 7B run with
+other sizes; only `pretrain` is extra, since there are no pretrained weights here.
+"""
+
+from mlagent_jax.config import (
+    CollectConfig,
+    EnvConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PpoConfig,
+    PretrainConfig,
+    PromptConfig,
+    RewardConfig,
+    RunConfig,
+    SampleConfig,
+    SftConfig,
+    TokenizerConfig,
+)
+
+HELD_IN = ()
+HELD_OUT = ()
+
+
+def get_config() -> RunConfig:
+    """Returns the quickstart's configuration."""
+    return RunConfig(
+        name="quickstart",
+        held_in=HELD_IN,
+        held_out=HELD_OUT,
+        tokenizer=TokenizerConfig(vocab_size=768),
+        model=ModelConfig(
+            vocab_size=768,
+            hidden_size=128,
+            intermediate_size=384,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            rope_theta=10_000.0,
+            tie_word_embeddings=True,
+            max_position_embeddings=1_024,
+            compute_dtype="float32",
+        ),
+        prompt=PromptConfig(
+            style="brief",
+            history_steps=0,
+            log_steps=6,
+            max_feedback_chars=160,
+            max_prompt_tokens=448,
+        ),
+        env=EnvConfig(num_workers=2, max_steps=8),
+        sample=SampleConfig(
+            max_reply_tokens=96,
+            num_slots=64,
+            steps_per_call=16,
+            prompt_buckets=(384, 448),
+        ),
+        collect=CollectConfig(trajectories_per_task=40, fresh_per_task=6),
+        pretrain=PretrainConfig(),
+        sft=SftConfig(
+            num_epochs=4.0,
+            batch_size=32,
+            micro_batch_size=32,
+            seq_lens=(384, 512),
+            optimizer=OptimizerConfig(peak_lr=2e-3, warmup_frac=0.05),
+        ),
+        ppo=PpoConfig(
+            num_updates=30,
+            states_per_update=64,
+            minibatch_size=64,
+            micro_batch_size=64,
+            seq_lens=(512,),
+            reward=RewardConfig(preset="paper_v1"),
+            kl_coef=0.01,
+            actor=OptimizerConfig(peak_lr=2e-4, end_lr_frac=0.1),
+            critic=OptimizerConfig(peak_lr=5e-4, end_lr_frac=1.0),
+        ),
+        eval=EvalConfig(trajectories_per_task=8, max_steps=8),
+    )

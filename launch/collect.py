@@ -1,0 +1,43 @@
+"""Collects expert trajectories: `python -m launch.collect --config=... --workdir=...`.
+
+Writes trajectories/expert.jsonl, fresh.jsonl, ideas.json and blobs/ in the run
+directory; the same command goes on with what is missing.
+"""
+
+from launch import common
+from launch.policies import make_policy
+from mlagent_jax.env.snapshots import SnapshotStore
+from mlagent_jax.env.task import load_tasks
+from mlagent_jax.env.worker_pool import WorkerPool
+from mlagent_jax.explore.collect import collect
+
+
+def main(run: common.Run) -> None:
+    """Runs the expert on every held-in task."""
+    config, folder = run.config, run.workdir / "trajectories"
+    tasks = load_tasks(config, run.workdir)
+    held_in = {task_id: tasks[task_id] for task_id in config.held_in}
+    cfg = config.collect
+    total = len(held_in) * (cfg.trajectories_per_task + cfg.fresh_per_task)
+    store = SnapshotStore(folder)
+    policy = make_policy(run, "expert")
+    try:
+        with (
+            WorkerPool(held_in, folder, config.env) as pool,
+            common.progress(total, "collect", "trajectory") as bar,
+        ):
+            collect(
+                config,
+                folder,
+                policy=policy,
+                pool=pool,
+                tasks=held_in,
+                store=store,
+                on_done=bar.update,
+            )
+    finally:
+        policy.close()
+
+
+if __name__ == "__main__":
+    common.run_stage(main)

@@ -1,0 +1,36 @@
+"""Step-wise PPO on the fine-tuned policy: `python -m launch.ppo --config=...`.
+
+Reads <workdir>/{tasks,trajectories,tokenizer,sft}, writes <workdir>/ppo; the same
+command continues a run that was stopped.
+"""
+
+from launch import common
+from mlagent_jax.env.snapshots import SnapshotStore
+from mlagent_jax.evaluation.records import score_trajectory
+from mlagent_jax.rl.loop import run_ppo
+from mlagent_jax.rl.probe import ProbeScore
+from mlagent_jax.types import Task, Trajectory
+
+
+def main(run: common.Run) -> None:
+    """Trains to the last update of the config."""
+    common.use_compilation_cache()
+    run_ppo(
+        run.config,
+        run.workdir,
+        progress=common.progress,
+        score_trajectory=_score_on_test_part,
+    )
+
+
+def _score_on_test_part(
+    trajectory: Trajectory, task: Task, store: SnapshotStore
+) -> ProbeScore:
+    record = score_trajectory(trajectory, task, store, step_rewards=())
+    return ProbeScore(
+        score=record.final_score, relative_gain_percent=record.relative_gain_percent
+    )
+
+
+if __name__ == "__main__":
+    common.run_stage(main)

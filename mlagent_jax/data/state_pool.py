@@ -1,0 +1,143 @@
+"""The states of step-wise RL: every prefix of every recorded trajectory.
+
+Paper A.5: the state distribution is frozen to the expert's. States are numbered
+in the order of trajectory ids, so the pool does not depend on the order in which
+trajectories were finished. Trajectories stay on the disk; the pool keeps numbers.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mlagent_jax.data.trajectories import TrajectoryFile
+from mlagent_jax.env.environment import advance
+from mlagent_jax.errors import DataError
+from mlagent_jax.types import State, Task, Trajectory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolState:
+    """A state of the pool with its task.
+
+    Attributes:
+      id: "<trajectory id>@<number of steps before the state>".
+      task: task of the state.
+      state: where one action starts.
+    """
+
+    id: str
+    task: Task
+    state: State
+
+
+@dataclasses.dataclass(frozen=True)
+class _Key:
+    file: int
+    trajectory: int
+    num_steps: int
+
+
+class StatePool:
+    """All states before a step of the trajectories in some files.
+
+    Args:
+      files: trajectory files; their ids must not overlap.
+      tasks: task id -> task as it is now.
+
+    Raises:
+      DataError: a trajectory was recorded on a task that is not in `tasks` or has
+        another version now, an id occurs in two files, or there is no state.
+    """
+
+    def __init__(
+        self, files: Sequence[TrajectoryFile], tasks: Mapping[str, Task]
+    ) -> None:
+        self._files = tuple(files)
+        self._tasks = dict(tasks)
+        self._keys: list[_Key] = []
+        self._of_task: dict[str, list[int]] = {}
+        seen: dict[str, TrajectoryFile] = {}
+        for file_number, file in enumerate(self._files):
+            for i, trajectory in enumerate(file):
+                if trajectory.id in seen:
+                    raise DataError(
+                        f"trajectory {trajectory.id!r} is in {seen[trajectory.id].path}"
+                        f" and in {file.path}"
+                    )
+                seen[trajectory.id] = file
+                _check_task(trajectory, self._tasks, file)
+                indices = self._of_task.setdefault(trajectory.task_id, [])
+                for num_steps in range(len(trajectory.steps)):
+                    indices.append(len(self._keys))
+                    self._keys.append(_Key(file_number, i, num_steps))
+        if not self._keys:
+            names = [str(file.path) for file in self._files]
+            raise DataError(f"no state in {names}; has the collect stage finished?")
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def get(self, i: int) -> PoolState:
+        """Returns state number `i`, read from the disk."""
+        key = self._keys[i]
+        trajectory = self._files[key.file].read(key.trajectory)
+        return PoolState(
+            id=f"{trajectory.id}@{key.num_steps}",
+            task=self._tasks[trajectory.task_id],
+            state=state_before(trajectory, key.num_steps),
+        )
+
+    def sample(self, seed: int, n: int) -> list[PoolState]:
+        """Returns `n` random states, as many of each task as the pool allows.
+
+        The same seed draws the same states. No state comes twice before every
+        state of the pool came once.
+        """
+        rng = np.random.default_rng(seed)
+        chosen: list[int] = []
+        while len(chosen) < n:
+            chosen += self._draw_round_robin(rng, n - len(chosen))
+        return [self.get(i) for i in chosen]
+
+    def _draw_round_robin(self, rng: np.random.Generator, n: int) -> list[int]:
+        """Returns up to `n` distinct states, taking tasks in turn."""
+        names = sorted(name for name, states in self._of_task.items() if states)
+        queues = [rng.permutation(self._of_task[name]).tolist() for name in names]
+        chosen: list[int] = []
+        while len(chosen) < n and any(queues):
+            for k in rng.permutation(len(queues)):
+                if queues[k] and len(chosen) < n:
+                    chosen.append(queues[k].pop())
+        return chosen
+
+
+def state_before(trajectory: Trajectory, num_steps: int) -> State:
+    """Returns the state of a trajectory after its first `num_steps` steps."""
+    state = State(
+        task_id=trajectory.task_id,
+        task_version=trajectory.task_version,
+        snapshot=trajectory.start_snapshot,
+        score=trajectory.start_score,
+    )
+    for step in trajectory.steps[:num_steps]:
+        state = advance(state, step)
+    return state
+
+
+def _check_task(
+    trajectory: Trajectory, tasks: Mapping[str, Task], file: TrajectoryFile
+) -> None:
+    where = f"{file.path}: trajectory {trajectory.id!r}"
+    task = tasks.get(trajectory.task_id)
+    if task is None:
+        raise DataError(
+            f"{where} is of task {trajectory.task_id!r}, which this run does not have; "
+            f"its tasks: {sorted(tasks)}"
+        )
+    if task.version != trajectory.task_version:
+        raise DataError(
+            f"{where} was recorded on version {trajectory.task_version} of task "
+            f"{task.id!r}, which is version {task.version} now; collect again into "
+            "another workdir"
+        )

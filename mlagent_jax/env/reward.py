@@ -1,0 +1,115 @@
+"""The reward of one step: a pure function of its record (paper, section A.6).
+
+Three named presets. Each first sorts the step into one class, by typed outcome and
+never by text, then gives that class its value:
+
+| class | steps | paper_v1 | paper_v2 | bounded |
+|---|---|---|---|---|
+| invalid | `INVALID_ACTION` | 0 | -1 | -1 |
+| corner | any of `types.CORNER_CASES` | 0.5 | 0 | 0 |
+| error | `SCRIPT_ERROR`, `INVALID_SUBMISSION` | 0 | -1 | -1 + milestone * progress |
+| neutral | valid, but no edit (undo included) | 0.5 | 0 | 0 |
+| metric | an edit with a score | sigmoid(alpha * gain) | gain | clip(gain) - duration |
+
+gain = sign * (m_{t+1} - m_t) / |best - baseline|: the part of the task's headroom that
+the edit won; 0 where a task has no headroom. `paper_v2` leaves it unclipped, so a large
+regression costs more than a crash; `bounded` clips it. Progress is what the sandbox
+measured: 0.5 for a script that failed, 1 for one that ran but left nothing gradable.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+from mlagent_jax.config import RewardConfig
+from mlagent_jax.types import CORNER_CASES, Outcome, StepRecord, Task
+
+_StepClass = Literal["invalid", "corner", "error", "neutral", "metric"]
+
+_PAPER_V1 = {"invalid": 0.0, "corner": 0.5, "error": 0.0, "neutral": 0.5}
+_PAPER_V2 = {"invalid": -1.0, "corner": 0.0, "error": -1.0, "neutral": 0.0}
+_PROGRESS = {Outcome.SCRIPT_ERROR: 0.5, Outcome.INVALID_SUBMISSION: 1.0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reward:
+    """A reward and where it comes from.
+
+    Attributes:
+      total: what the learner gets; the sum of `parts`.
+      parts: named terms: the class of the step ("invalid", "corner", "error",
+        "neutral" or "metric"), and in `bounded` also "milestone" and "duration".
+    """
+
+    total: float
+    parts: dict[str, float]
+
+
+def compute_reward(step: StepRecord, task: Task, cfg: RewardConfig) -> Reward:
+    """Returns the reward of `step` under the preset `cfg.preset`.
+
+    Args:
+      step: the recorded step.
+      task: its task; gives direction, headroom and time limit.
+      cfg: preset and knobs.
+    """
+    step_class = _classify(step)
+    gain = _gain(step, task)
+    match cfg.preset:
+        case "paper_v1":
+            value = (
+                _sigmoid(cfg.alpha * gain)
+                if step_class == "metric"
+                else _PAPER_V1[step_class]
+            )
+            parts = {step_class: value}
+        case "paper_v2":
+            value = gain if step_class == "metric" else _PAPER_V2[step_class]
+            parts = {step_class: value}
+        case "bounded":
+            parts = _bounded_parts(step, step_class, gain, task, cfg)
+    return Reward(total=sum(parts.values()), parts=parts)
+
+
+def _classify(step: StepRecord) -> _StepClass:
+    if step.outcome is Outcome.INVALID_ACTION:
+        return "invalid"
+    if step.outcome in CORNER_CASES:
+        return "corner"
+    if step.outcome in _PROGRESS:
+        return "error"
+    if step.is_edit and step.outcome is Outcome.SCORED:
+        return "metric"
+    return "neutral"
+
+
+def _gain(step: StepRecord, task: Task) -> float:
+    """Returns the improvement in units of the task's headroom."""
+    if task.headroom == 0:
+        return 0.0
+    return task.sign * (step.score_after - step.score_before) / task.headroom
+
+
+def _bounded_parts(
+    step: StepRecord,
+    step_class: _StepClass,
+    gain: float,
+    task: Task,
+    cfg: RewardConfig,
+) -> dict[str, float]:
+    if step_class == "metric":
+        parts = {"metric": min(max(gain, -cfg.clip), cfg.clip)}
+        if cfg.duration_weight and step.execution is not None:
+            used_frac = min(step.execution.wall_s / task.limits.wall_s, 1.0)
+            parts["duration"] = -cfg.duration_weight * used_frac
+        return parts
+    if step_class == "error":
+        return {"error": -1.0, "milestone": cfg.milestone * _PROGRESS[step.outcome]}
+    return {step_class: -1.0 if step_class == "invalid" else 0.0}
+
+
+def _sigmoid(x: float) -> float:
+    """Returns 1 / (1 + e^-x) without overflow for any finite x."""
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    return math.exp(x) / (1.0 + math.exp(x))

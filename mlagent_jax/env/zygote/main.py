@@ -1,0 +1,64 @@
+"""Entry of the zygote: import once, then one fork a request.
+
+The zygote itself reads no byte of a request. It waits until one is there, forks,
+and lets the child (`supervisor`) read, run and answer; so nothing that a script
+does can pile up in the process that later scripts are forked from.
+"""
+
+import gc
+import importlib
+import json
+import os
+import socket
+import sys
+
+from . import confine, namespaces, processes, protocol, supervisor
+
+
+def main(argv: list[str]) -> int:
+    """Serves until the host closes the connection.
+
+    Args:
+      argv: number of the inherited socket, and a JSON `Settings`.
+
+    Returns:
+      Exit status: 0 after an orderly end, 1 if a run's supervisor failed; its
+      traceback is then on stderr, and the host starts another zygote.
+    """
+    connection = socket.socket(fileno=int(argv[0]))
+    os.set_inheritable(connection.fileno(), False)
+    values = json.loads(argv[1])
+    settings = protocol.Settings(**{**values, "preload": tuple(values["preload"])})
+    confine.die_with_parent()
+    if settings.isolation == "bubblewrap":
+        confinement = namespaces.NamespaceConfinement(settings.workspace_root)
+    else:
+        confinement = processes.ProcessConfinement(settings.workspace_root)
+    missing = _preload(settings.preload)
+    protocol.send(connection, {"missing": missing}, {})
+    # Moves everything so far out of the garbage collector's sight: a collection in
+    # a child would otherwise touch, and so copy, every page of the libraries.
+    gc.collect()
+    gc.freeze()
+    while connection.recv(1, socket.MSG_PEEK):
+        pid = os.fork()
+        if pid == 0:
+            supervisor.serve_one(connection, confinement)  # never returns
+        _, status = os.waitpid(pid, 0)
+        if status != 0:
+            return 1
+    return 0
+
+
+def _preload(names: tuple[str, ...]) -> list[str]:
+    missing: list[str] = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as e:
+            missing.append(f"{name} ({e})")
+    return missing
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,155 @@
+"""Attention over a whole sequence and over a cache; the seam between backends.
+
+`attend_within` is what training and scoring use: causal within each segment.
+`attend_to_cache` is what the sampler uses. Both take the implementation by name:
+
+- "blocked": plain XLA in a loop over (row, key/value head), queries in blocks that
+  skip the keys after them. The query group of a head is folded into rows, so every
+  product is one large matrix product, which is what XLA's CPU backend does well
+  (3-4 times faster than a batched einsum there), and no (B, N, T, S) array exists.
+- "xla": `jax.nn.dot_product_attention`, for accelerators.
+- "auto": "blocked" on CPU, else "xla".
+
+Scores and softmax are float32. A query that may attend to nothing (padding) gets
+finite garbage, never NaN.
+
+Axes: B rows, T queries, S keys, N query heads, K key/value heads, G = N/K, H head
+width, R = B*K.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Implementation = Literal["auto", "blocked", "xla"]
+
+_MASKED = -1e30  # Finite, so that a fully masked row gives no NaN.
+_MIN_BLOCK = 96
+_MAX_BLOCKS = 8
+
+
+def attend_within(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """Returns out_BTNH: every token attends to its own segment up to itself.
+
+    Args:
+      q_BTNH: rotated queries.
+      k_BTKH: rotated keys.
+      v_BTKH: values.
+      segment_ids_BT: sequences packed into one row have different ids; tokens
+        with id 0 are padding.
+      implementation: see the module's docstring.
+    """
+    if _resolve(implementation) == "blocked":
+        return _blocked(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    T = q_BTNH.shape[1]
+    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    mask_BTT = same_BTT & jnp.tril(jnp.ones((T, T), bool))
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTT[:, None], implementation="xla"
+    )
+
+
+def attend_to_cache(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """Returns out_BTNH: query t of row b sees cache positions <= lengths_B[b] + t.
+
+    Args:
+      q_BTNH: rotated queries of the newest tokens.
+      k_BSKH: rotated keys, those of the newest tokens already written.
+      v_BSKH: values, likewise.
+      lengths_B: live positions before the newest tokens were written.
+      implementation: see the module's docstring.
+    """
+    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    last_BT = lengths_B[:, None] + jnp.arange(T)
+    mask_BTS = jnp.arange(S) <= last_BT[:, :, None]
+    k_BSKH, v_BSKH = k_BSKH.astype(q_BTNH.dtype), v_BSKH.astype(q_BTNH.dtype)
+    if _resolve(implementation) == "xla":
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None], implementation="xla"
+        )
+    return _grouped(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+
+
+def _resolve(implementation: Implementation) -> Implementation:
+    if implementation != "auto":
+        return implementation
+    return "blocked" if jax.default_backend() == "cpu" else "xla"
+
+
+def _grouped(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
+) -> jax.Array:
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    scores_BKGTS = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    probs_BKGTS = _softmax(scores_BKGTS, mask_BTS[:, None, None], H)
+    out_BTKGH = jnp.einsum(
+        "BKGTS,BSKH->BTKGH", probs_BKGTS.astype(v_BSKH.dtype), v_BSKH
+    )
+    return out_BTKGH.reshape(B, T, N, H)
+
+
+def _softmax(scores: jax.Array, mask: jax.Array, head_dim: int) -> jax.Array:
+    scaled = jnp.where(mask, scores * head_dim**-0.5, _MASKED)
+    return jax.nn.softmax(scaled, axis=-1)
+
+
+def _blocked(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+) -> jax.Array:
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    G = N // K
+    q_BKGTH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
+    k_RTH = k_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H)
+    v_RTH = v_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H)
+    segment_ids_RT = jnp.repeat(segment_ids_BT, K, axis=0)
+    # Recomputing a row in the backward pass is cheaper than storing its scores.
+    out_RGTH = jax.lax.map(
+        jax.checkpoint(lambda row: _blocked_row(*row)),
+        (q_BKGTH.reshape(B * K, G, T, H), k_RTH, v_RTH, segment_ids_RT),
+    )
+    out_BKGTH = out_RGTH.reshape(B, K, G, T, H)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _blocked_row(
+    q_GTH: jax.Array, k_TH: jax.Array, v_TH: jax.Array, segment_ids_T: jax.Array
+) -> jax.Array:
+    G, T, H = q_GTH.shape
+    size = max(_MIN_BLOCK, -(-T // _MAX_BLOCKS))
+    blocks = []
+    for start in range(0, T, size):
+        end = min(start + size, T)
+        num = end - start
+        q_QH = q_GTH[:, start:end].reshape(G * num, H)
+        scores_QS = jnp.dot(q_QH, k_TH[:end].T, preferred_element_type=jnp.float32)
+        is_causal_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+        is_same_TS = segment_ids_T[start:end, None] == segment_ids_T[:end]
+        probs_GTS = _softmax(
+            scores_QS.reshape(G, num, end), is_causal_TS & is_same_TS, H
+        )
+        probs_QS = probs_GTS.reshape(G * num, end).astype(v_TH.dtype)
+        blocks.append((probs_QS @ v_TH[:end]).reshape(G, num, H))
+    return jnp.concatenate(blocks, axis=1)

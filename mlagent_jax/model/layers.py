@@ -1,0 +1,171 @@
+"""Building blocks of a Qwen-2.5 decoder layer as flax.nnx modules.
+
+Parameter names follow Hugging Face's, with `kernel` for transposed `weight`;
+projections to and from heads keep the head axis apart, so that a mesh never cuts
+through a head. Attention itself lives in `attention.py`, the cache in `cache.py`.
+
+Axes: B batch rows, T token positions, D model width, F MLP width, N query heads,
+K key/value heads, H head width.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlagent_jax.config import ModelConfig
+from mlagent_jax.model import attention
+from mlagent_jax.model.cache import KVCache, write_layer
+
+
+class RMSNorm(nnx.Module):
+    """Divides by the root mean square (in float32) and scales."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns the normalised activations in the dtype of `x_BTD`."""
+        x32_BTD = x_BTD.astype(jnp.float32)
+        mean_square_BT1 = jnp.mean(x32_BTD * x32_BTD, axis=-1, keepdims=True)
+        normed_BTD = x32_BTD * jax.lax.rsqrt(mean_square_BT1 + self.eps)
+        return normed_BTD.astype(x_BTD.dtype) * self.scale[...]
+
+
+class Projection(nnx.Module):
+    """A linear map of the trailing `inputs` axes to the trailing `outputs` axes.
+
+    Kernels start normal with standard deviation 1/sqrt(fan_in), biases at zero.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *,
+        has_bias: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        init = nnx.initializers.normal(math.prod(inputs) ** -0.5)
+        shape = (*inputs, *outputs)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        if has_bias:
+            self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
+        else:
+            self.bias = None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the projected activations, leading axes unchanged."""
+        # One product of two matrices: XLA's CPU backend takes twice as long for
+        # the gradient of a product that contracts or keeps several axes.
+        leading = x.shape[: x.ndim - len(self.inputs)]
+        rows = x.reshape(-1, math.prod(self.inputs))
+        y = rows @ self.kernel[...].reshape(rows.shape[1], -1)
+        y = y.reshape(*leading, *self.outputs)
+        return y if self.bias is None else y + self.bias[...]
+
+
+class SelfAttention(nnx.Module):
+    """Grouped-query attention with rotary positions and QKV bias."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs) -> None:
+        D, N, K, H = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        self.implementation: attention.Implementation = cfg.attention
+
+        self.q_proj = Projection((D,), (N, H), has_bias=True, rngs=rngs)
+        self.k_proj = Projection((D,), (K, H), has_bias=True, rngs=rngs)
+        self.v_proj = Projection((D,), (K, H), has_bias=True, rngs=rngs)
+        self.o_proj = Projection((N, H), (D,), rngs=rngs)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        rope_BTH: tuple[jax.Array, jax.Array],
+        segment_ids_BT: jax.Array,
+        cache: KVCache | None,
+        layer: jax.Array,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Returns the attention output and the cache with this layer's keys."""
+        q_BTNH = apply_rope(self.q_proj(x_BTD), rope_BTH)
+        k_BTKH = apply_rope(self.k_proj(x_BTD), rope_BTH)
+        v_BTKH = self.v_proj(x_BTD)
+        if cache is None:
+            out_BTNH = attention.attend_within(
+                q_BTNH,
+                k_BTKH,
+                v_BTKH,
+                segment_ids_BT,
+                implementation=self.implementation,
+            )
+        else:
+            cache = write_layer(cache, layer, k_BTKH, v_BTKH, segment_ids_BT)
+            out_BTNH = attention.attend_to_cache(
+                q_BTNH,
+                cache.k_LBSKH[layer],
+                cache.v_LBSKH[layer],
+                cache.lengths_B,
+                implementation=self.implementation,
+            )
+        return self.o_proj(out_BTNH), cache
+
+
+class Mlp(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs) -> None:
+        D, F = cfg.hidden_size, cfg.intermediate_size
+        self.gate_proj = Projection((D,), (F,), rngs=rngs)
+        self.up_proj = Projection((D,), (F,), rngs=rngs)
+        self.down_proj = Projection((F,), (D,), rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns the block's output, before the residual is added."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and MLP, each with a residual connection."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.self_attn = SelfAttention(cfg, rngs)
+        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.mlp = Mlp(cfg, rngs)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        rope_BTH: tuple[jax.Array, jax.Array],
+        segment_ids_BT: jax.Array,
+        cache: KVCache | None,
+        layer: jax.Array,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Returns the residual stream after this layer, and the cache."""
+        out_BTD, cache = self.self_attn(
+            self.input_layernorm(x_BTD), rope_BTH, segment_ids_BT, cache, layer
+        )
+        x_BTD = x_BTD + out_BTD
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), cache
+
+
+def rope_tables(
+    positions_BT: jax.Array, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (cos_BTH, sin_BTH) in float32 for Qwen's rotate-half convention."""
+    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    angles_BTh = positions_BT[..., None].astype(jnp.float32) / theta**exponents
+    angles_BTH = jnp.concatenate([angles_BTh, angles_BTh], axis=-1)
+    return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
+
+
+def apply_rope(x_BTNH: jax.Array, rope_BTH: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Returns `x_BTNH` rotated by its positions; computed in float32."""
+    cos_BTH, sin_BTH = rope_BTH
+    x32_BTNH = x_BTNH.astype(jnp.float32)
+    first, second = jnp.split(x32_BTNH, 2, axis=-1)
+    rotated_BTNH = jnp.concatenate([-second, first], axis=-1)
+    out_BTNH = x32_BTNH * cos_BTH[:, :, None] + rotated_BTNH * sin_BTH[:, :, None]
+    return out_BTNH.astype(x_BTNH.dtype)

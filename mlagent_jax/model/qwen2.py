@@ -1,0 +1,166 @@
+"""Qwen-2.5 as pure functions over a parameter tree.
+
+    graphdef = make_graphdef(cfg)
+    params = init_params(cfg, key)          # or hf.load_folder
+    hidden_BTD, _ = forward(graphdef, params, tokens_BT, positions_BT)
+    logits_BTV = unembed(graphdef, params, hidden_BTD)
+
+`params` is a nested dict of float32 arrays with Hugging Face's names; the layers
+are stacked on a leading axis L and scanned; an untied model has an `lm_head` besides.
+This is the only place that merges parameters into a module.
+
+Axes: B rows, T tokens, S cache positions, L layers, D model width, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlagent_jax.config import ModelConfig
+from mlagent_jax.model.cache import KVCache, advance
+from mlagent_jax.model.layers import DecoderLayer, RMSNorm, rope_tables
+from mlagent_jax.parallel.sharding import constrain_batch
+
+Params = dict[str, Any]  # nested: name -> Params or array
+
+_EMBEDDING_STD = 0.02  # Hugging Face's initializer_range.
+
+
+class Embedding(nnx.Module):
+    """Table of token vectors."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs) -> None:
+        shape = (cfg.vocab_size, cfg.hidden_size)
+        init = nnx.initializers.normal(_EMBEDDING_STD)
+        self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32))
+
+
+class Qwen2(nnx.Module):
+    """Everything below the output layer; a critic is this with another head."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs) -> None:
+        @nnx.split_rngs(splits=cfg.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make_layers(layer_rngs: nnx.Rngs) -> DecoderLayer:
+            return DecoderLayer(cfg, layer_rngs)
+
+        self.cfg = cfg
+        self.embed_tokens = Embedding(cfg, rngs)
+        self.layers = make_layers(rngs)
+        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+        cache: KVCache | None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Returns the final-norm hidden states and the cache as written."""
+        cfg = self.cfg
+        rope_BTH = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta)
+
+        def run_layer(
+            layer: DecoderLayer,
+            carry: tuple[jax.Array, KVCache | None],
+            index: jax.Array,
+        ) -> tuple[jax.Array, KVCache | None]:
+            x_BTD, cache = carry
+            x_BTD, cache = layer(x_BTD, rope_BTH, segment_ids_BT, cache, index)
+            return constrain_batch(x_BTD), cache
+
+        if cfg.remat == "layer":
+            # The scan already keeps XLA from merging the recomputation away.
+            run_layer = nnx.remat(run_layer, prevent_cse=False)
+        scan = nnx.scan(run_layer, in_axes=(0, nnx.Carry, 0), out_axes=nnx.Carry)
+        x_BTD = jnp.take(self.embed_tokens.embedding[...], tokens_BT, axis=0)
+        x_BTD = constrain_batch(x_BTD)
+        x_BTD, cache = scan(self.layers, (x_BTD, cache), jnp.arange(cfg.num_layers))
+        return self.norm(x_BTD), cache
+
+
+def make_graphdef(cfg: ModelConfig) -> nnx.GraphDef[Qwen2]:
+    """Returns the static half of the model; hashable, no arrays."""
+    return nnx.split(nnx.eval_shape(lambda: Qwen2(cfg, nnx.Rngs(0))))[0]
+
+
+def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
+    """Returns random float32 parameters, determined by `key`."""
+    trunk_key, head_key = jax.random.split(key)
+    params = nnx.to_pure_dict(nnx.split(Qwen2(cfg, nnx.Rngs(trunk_key)))[1])
+    if not cfg.tie_word_embeddings:
+        init = nnx.initializers.normal(_EMBEDDING_STD)
+        kernel_DV = init(head_key, (cfg.hidden_size, cfg.vocab_size), jnp.float32)
+        params["lm_head"] = {"kernel": kernel_DV}
+    return params
+
+
+def abstract_params(cfg: ModelConfig) -> Params:
+    """Returns the parameter tree as `jax.ShapeDtypeStruct`s, without memory."""
+    return jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+
+
+def config_of(graphdef: nnx.GraphDef[Qwen2], params: Params) -> ModelConfig:
+    """Returns the configuration that `graphdef` was made from."""
+    return _merge(graphdef, params).cfg
+
+
+def forward(
+    graphdef: nnx.GraphDef[Qwen2],
+    params: Params,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    *,
+    segment_ids_BT: jax.Array | None = None,
+    cache: KVCache | None = None,
+) -> tuple[jax.Array, KVCache | None]:
+    """Returns final-norm hidden states in the compute dtype, and the new cache.
+
+    Without a cache a token attends to tokens of its own segment up to itself. With
+    one, the real tokens of row b are appended behind its `lengths_B[b]` live
+    positions (they must fit), attend to those and to each other causally, and the
+    lengths advance by their number.
+
+    Args:
+      graphdef: from `make_graphdef`.
+      params: master weights, or a copy in another float dtype.
+      tokens_BT: token ids.
+      positions_BT: position of each token in its own sequence, for the rotary
+        embedding; also with a cache (it is not derived from `lengths_B`).
+      segment_ids_BT: 0 marks padding, which nobody attends to; None means that
+        every token is real. With a cache, real tokens come first in each row and
+        ids other than 0 are all the same.
+      cache: keys and values of earlier tokens.
+    """
+    if segment_ids_BT is None:
+        segment_ids_BT = jnp.ones_like(tokens_BT)
+    # Cast before the layer scan: a sharded stack is then gathered in the compute
+    # dtype, at half the traffic of float32.
+    dtype = config_of(graphdef, params).compute_dtype
+    model = _merge(graphdef, jax.tree.map(lambda p: p.astype(dtype), params))
+    hidden_BTD, cache = model(tokens_BT, positions_BT, segment_ids_BT, cache)
+    if cache is not None:
+        cache = advance(cache, segment_ids_BT)
+    return hidden_BTD, cache
+
+
+def unembed(
+    graphdef: nnx.GraphDef[Qwen2], params: Params, hidden: jax.Array
+) -> jax.Array:
+    """Returns float32 logits[..., V] of final-norm hidden states[..., D]."""
+    if config_of(graphdef, params).tie_word_embeddings:
+        table_DV = params["embed_tokens"]["embedding"].T
+    else:
+        table_DV = params["lm_head"]["kernel"]
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    logits = jnp.dot(
+        rows, table_DV.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+    return logits.reshape(*hidden.shape[:-1], -1)
+
+
+def _merge(graphdef: nnx.GraphDef[Qwen2], params: Params) -> Qwen2:
+    trunk = {name: value for name, value in params.items() if name != "lm_head"}
+    return nnx.merge(graphdef, trunk)

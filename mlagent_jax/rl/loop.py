@@ -1,0 +1,308 @@
+"""The training loop of step-wise PPO.
+
+One update is four stages:
+
+1. sample      Draw states from the pool. The policy writes one action for each; CPU
+               workers execute it while the sampler goes on.      `rollout`
+2. score       The trainer computes the log-probabilities of those replies under the
+               policy and the frozen reference, and the critic's values.     `ppo`
+3. advantages  Step reward on the last token of each reply, KL penalty on every one;
+               generalized advantage estimates, whitened.    `advantages`, `ppo`
+4. update      Clipped policy and value losses on shuffled minibatches.
+               `losses`, `ppo`
+
+`train_ppo` is the loop, over any source of rollouts; `run_ppo` connects it to the
+files of a run: fine-tuned policy, trajectories, tasks, workers. Everything random
+follows from (seed, update), so a run that was killed ends with the same parameters.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import optax
+
+from mlagent_jax.config import ModelConfig, PpoConfig, RunConfig
+from mlagent_jax.data.state_pool import StatePool
+from mlagent_jax.data.trajectories import TrajectoryFile
+from mlagent_jax.env.snapshots import SnapshotStore
+from mlagent_jax.env.task import load_tasks
+from mlagent_jax.env.worker_pool import WorkerPool
+from mlagent_jax.errors import ConfigError, DivergedError
+from mlagent_jax.model import hf, qwen2
+from mlagent_jax.policy.local import LocalPolicy
+from mlagent_jax.rl.learner import Learner
+from mlagent_jax.rl.ppo import PpoState
+from mlagent_jax.rl.probe import ScoreTrajectory, run_probe
+from mlagent_jax.rl.records import UpdateLog
+from mlagent_jax.rl.rollout import (
+    Rollout,
+    collect_rollout,
+    rollout_metrics,
+    rollout_records,
+)
+from mlagent_jax.text.tokenizer import Tokenizer
+from mlagent_jax.train.checkpoint import Checkpoints, load_params
+from mlagent_jax.train.lm import Progress
+from mlagent_jax.train.metrics import MetricsWriter
+from mlagent_jax.train.state import Params
+from mlagent_jax.types import to_json
+
+# (update, policy parameters) -> samples of the update
+CollectRollout = Callable[[int, Params], Rollout]
+# policy parameters -> records of the Figure-4 curve
+Probe = Callable[[Params], list[dict[str, Any]]]
+
+
+def run_ppo(
+    config: RunConfig,
+    workdir: Path,
+    *,
+    progress: Progress,
+    score_trajectory: ScoreTrajectory,
+) -> PpoState:
+    """Trains the fine-tuned policy of a run in <workdir>/ppo.
+
+    Called again after it was stopped at any moment, it ends with the same state.
+
+    Args:
+      config: of the run.
+      workdir: run directory with tasks/, trajectories/, sft/ and the tokenizer.
+      progress: makes progress bars.
+      score_trajectory: scores a probe's trajectory on the hidden test part; given
+        by the caller so that nothing here can see such scores.
+
+    Raises:
+      ConfigError: settings contradict each other or those of an earlier start.
+      CheckpointError: the fine-tuned policy or a checkpoint is unusable.
+      DataError: the trajectories are unusable.
+      DivergedError: a loss or gradient is not finite.
+      EnvUnavailableError: no action of an update could be executed.
+    """
+    _check_config(config)
+    model_cfg = hf.load_config(Path(config.init)) if config.init else config.model
+    assert model_cfg is not None  # RunConfig has exactly one of init and model
+    graphdef = qwen2.make_graphdef(model_cfg)
+    tokenizer_path = config.tokenizer.path or workdir / "tokenizer"
+    tokenizer = Tokenizer.load(Path(tokenizer_path))
+    tasks = load_tasks(config, workdir)
+    held_in = {task_id: tasks[task_id] for task_id in config.held_in}
+    store = SnapshotStore(workdir / "trajectories")
+    experts = TrajectoryFile(workdir / "trajectories" / "expert.jsonl")
+    states = StatePool([experts], held_in)
+    sft_params = load_sft_params(workdir, model_cfg)
+    with ExitStack() as stack:
+        workers = stack.enter_context(WorkerPool(tasks, store.root, config.env))
+        policy = LocalPolicy(
+            name="ppo",
+            graphdef=graphdef,
+            params=sft_params,
+            tokenizer=tokenizer,
+            cfg=config.sample,
+            max_prompt_tokens=config.prompt.max_prompt_tokens,
+        )
+        stack.callback(policy.close)
+
+        def collect(update: int, params: Params) -> Rollout:
+            policy.set_params(params)
+            return collect_rollout(
+                update,
+                config=config,
+                policy=policy,
+                workers=workers,
+                states=states,
+                tasks=held_in,
+                store=store,
+            )
+
+        def probe(params: Params) -> list[dict[str, Any]]:
+            policy.set_params(params)
+            return run_probe(
+                config=config,
+                policy=policy,
+                workers=workers,
+                tasks=tasks,
+                store=store,
+                score_trajectory=score_trajectory,
+            )
+
+        return train_ppo(
+            config,
+            workdir / "ppo",
+            graphdef=graphdef,
+            model_cfg=model_cfg,
+            sft_params=sft_params,
+            collect=collect,
+            probe=probe,
+            progress=progress,
+        )
+
+
+def load_sft_params(workdir: Path, model_cfg: ModelConfig) -> Params:
+    """Returns the fine-tuned policy: the checkpoint of the lowest evaluation loss.
+
+    Raises:
+      CheckpointError: there is none, or it is of another shape.
+    """
+    return load_params(
+        workdir / "sft" / "checkpoints",
+        template=qwen2.abstract_params(model_cfg),
+        best_metric="loss",
+    )
+
+
+def train_ppo(
+    config: RunConfig,
+    directory: Path,
+    *,
+    graphdef: Any,
+    model_cfg: ModelConfig,
+    sft_params: Params,
+    collect: CollectRollout,
+    probe: Probe,
+    progress: Progress,
+) -> PpoState:
+    """Trains to the last update, from the newest checkpoint if there is one.
+
+    Args:
+      config: of the run; `ppo` gives the settings.
+      directory: gets checkpoints/, metrics.jsonl, rollouts.jsonl and probes.jsonl.
+      graphdef: of the model.
+      model_cfg: its shape.
+      sft_params: the policy to start from; stays as the frozen reference.
+      collect: samples one rollout; must depend on its arguments alone.
+      probe: evaluates the policy before the first update, every `probe_every`
+        updates and after the last.
+      progress: makes progress bars.
+
+    Raises:
+      ConfigError: the directory holds checkpoints of other settings.
+      CheckpointError: checkpoints are unusable, or one could not be written.
+      DivergedError: a loss or gradient is not finite.
+    """
+    cfg = config.ppo
+    learner = Learner(
+        config, graphdef=graphdef, model_cfg=model_cfg, sft_params=sft_params
+    )
+    identity = _identity(config, sft_params)
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        checkpoints = enter(
+            Checkpoints(directory / "checkpoints", cfg.keep_checkpoints)
+        )
+        restored = checkpoints.restore_latest(learner.abstract_state)
+        if restored is None:
+            state, first, train_s = learner.init_state(), 0, 0.0
+        else:
+            first, state, meta = restored
+            _check_identity(directory, first, meta["identity"], identity)
+            train_s = meta["train_s"]
+        writer = enter(MetricsWriter(directory, first))
+        rollouts = enter(UpdateLog(directory / "rollouts.jsonl", first))
+        # The policy after `first` updates may have been probed already.
+        probes = enter(UpdateLog(directory / "probes.jsonl", first + 1))
+        bar = enter(progress(cfg.num_updates, "ppo", "update", first))
+        for update in range(first, cfg.num_updates):
+            _probe_if_due(cfg, update, probe, state, probes, train_s)
+            start = monotonic()
+            rollout = collect(update, state.actor.params)
+            rollouts.append(update, rollout_records(rollout))
+            state, metrics = learner.update(state, rollout)
+            train_s += monotonic() - start
+            metrics |= rollout_metrics(rollout) | {"train_s": train_s}
+            done = update + 1
+            writer.write(done, metrics)
+            _check_finite(metrics, done, checkpoints)
+            if done % cfg.checkpoint_every == 0 or done == cfg.num_updates:
+                meta = {"identity": identity, "train_s": train_s}
+                checkpoints.save(done, state, meta)
+            bar.update(1)
+            bar.set_postfix_str(f"reward {metrics['reward_mean']:.3f}", refresh=False)
+        _probe_if_due(cfg, cfg.num_updates, probe, state, probes, train_s)
+    return state
+
+
+def _probe_if_due(
+    cfg: PpoConfig,
+    update: int,
+    probe: Probe,
+    state: PpoState,
+    probes: UpdateLog,
+    train_s: float,
+) -> None:
+    """Evaluates the policy after `update` updates unless that is on record."""
+    is_due = cfg.probe_every > 0 and (
+        update % cfg.probe_every == 0 or update == cfg.num_updates
+    )
+    if is_due and not probes.has(update):
+        records = probe(state.actor.params)
+        probes.append(update, [{"train_seconds": train_s, **r} for r in records])
+
+
+def _check_config(config: RunConfig) -> None:
+    """Refuses what would only show after the first rollout.
+
+    Raises:
+      ConfigError: replies may not fit, or the policy would be deterministic.
+    """
+    longest = config.prompt.max_prompt_tokens + config.sample.max_reply_tokens
+    if config.ppo.seq_lens[-1] < longest:
+        raise ConfigError(
+            f"ppo.seq_lens = {config.ppo.seq_lens}: expected the last to be at least "
+            f"prompt.max_prompt_tokens + sample.max_reply_tokens = {longest}"
+        )
+    if config.sample.temperature == 0:
+        raise ConfigError("sample.temperature = 0.0: PPO needs a policy that explores")
+
+
+def _check_finite(
+    metrics: Mapping[str, float], done: int, checkpoints: Checkpoints
+) -> None:
+    """Refuses to go on with broken parameters.
+
+    Raises:
+      DivergedError: a metric is not finite.
+    """
+    bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+    if bad:
+        raise DivergedError(
+            f"ppo update {done}: not finite: {bad}; checkpoints of updates "
+            f"{checkpoints.steps()} in {checkpoints.directory} are kept. Lower "
+            "ppo.actor.peak_lr or ppo.critic.peak_lr"
+        )
+
+
+def _identity(config: RunConfig, sft_params: Params) -> dict[str, Any]:
+    """Returns what must not change between the starts of one run."""
+    free = {"checkpoint_every", "keep_checkpoints", "probe_every", "probe_trajectories"}
+    ppo = {k: v for k, v in to_json(config.ppo).items() if k not in free}
+    return {
+        "seed": config.seed,
+        "held_in": to_json(config.held_in),
+        "prompt": to_json(config.prompt),
+        "sample": to_json(config.sample),
+        "ppo": ppo,
+        # Tells another fine-tuned policy, not every possible difference.
+        "sft_norm": f"{optax.global_norm(sft_params):.6g}",
+    }
+
+
+def _check_identity(
+    directory: Path, step: int, saved: Mapping[str, Any], ours: Mapping[str, Any]
+) -> None:
+    """Refuses to go on with other settings.
+
+    Raises:
+      ConfigError: a setting has changed.
+    """
+    changed = sorted(k for k in saved.keys() | ours if saved.get(k) != ours.get(k))
+    if changed:
+        lines = [f"  {k}: {saved.get(k)} -> {ours.get(k)}" for k in changed]
+        raise ConfigError(
+            f"{directory} was trained to update {step} with other settings:\n"
+            + "\n".join(lines)
+            + "\nremove that folder to train anew, or use another --workdir"
+        )

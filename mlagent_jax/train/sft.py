@@ -1,0 +1,120 @@
+"""Exploration-enriched supervised fine-tuning (paper A.3, A.4).
+
+Trains the policy on the expert's replies. Where the starting weights come from
+depends on the run: a Hugging Face folder, the copying practice of `pretrain`, or,
+for tests, random numbers.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from mlagent_jax.config import RunConfig
+from mlagent_jax.data.examples import TokenExample
+from mlagent_jax.data.pipeline import make_batches, split_examples
+from mlagent_jax.errors import ConfigError
+from mlagent_jax.model import hf, qwen2
+from mlagent_jax.parallel.mesh import make_mesh
+from mlagent_jax.train.checkpoint import load_params
+from mlagent_jax.train.lm import LmRun, Progress, run_lm
+from mlagent_jax.train.state import Params, TrainState
+from mlagent_jax.types import to_json
+
+
+def run_sft(
+    config: RunConfig,
+    workdir: Path,
+    examples: Sequence[TokenExample],
+    *,
+    pad_id: int,
+    progress: Progress,
+) -> TrainState:
+    """Trains in <workdir>/sft and returns the last state.
+
+    Every call with the same arguments ends with the same state, however often an
+    earlier one was stopped.
+
+    Args:
+      config: of the run.
+      workdir: run directory; its pretrain/ is read if `config.pretrain` is given.
+      examples: all of them; some trajectories are held back for the evaluation
+        loss, by which the best checkpoint is kept besides the last ones.
+      pad_id: token of padding.
+      progress: makes progress bars.
+
+    Raises:
+      ConfigError: the tokens do not fit the model's vocabulary, or the directory
+        holds checkpoints of other settings.
+      CheckpointError: starting weights or checkpoints are unusable.
+      DataError: no example is short enough.
+      DivergedError: loss or gradient is not finite.
+    """
+    cfg = config.sft
+    model_cfg = hf.load_config(Path(config.init)) if config.init else config.model
+    assert model_cfg is not None  # RunConfig has exactly one of init and model
+    highest = max((int(e.tokens_T.max()) for e in examples), default=0)
+    if highest >= model_cfg.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size = {model_cfg.vocab_size}: the examples have token "
+            f"{highest}; is the tokenizer the model's own?"
+        )
+    train, held_back = split_examples(examples, cfg.eval_frac, config.seed)
+    batch_kwargs = {
+        "batch_size": cfg.batch_size,
+        "seq_lens": cfg.seq_lens,
+        "pad_id": pad_id,
+    }
+    epoch = make_batches(train, seed=config.seed, **batch_kwargs)
+    num_updates = max(1, round(cfg.num_epochs * len(epoch)))
+    eval_batches = (
+        make_batches(held_back, seed=None, **batch_kwargs) if held_back else ()
+    )
+    run = LmRun(
+        name="sft",
+        directory=workdir / "sft",
+        graphdef=qwen2.make_graphdef(model_cfg),
+        abstract_params=qwen2.abstract_params(model_cfg),
+        mesh=make_mesh(config.mesh),
+        optimizer=cfg.optimizer,
+        num_updates=num_updates,
+        micro_batches=cfg.batch_size // cfg.micro_batch_size,
+        batches=epoch.repeat(math.ceil(num_updates / len(epoch))),
+        eval_batches=eval_batches,
+        eval_every=cfg.eval_every,
+        keep_checkpoints=cfg.keep_checkpoints,
+        identity={
+            "seed": config.seed,
+            "sft": to_json(cfg),
+            "examples": _fingerprint(examples),
+        },
+    )
+    return run_lm(run, lambda: initial_params(config, workdir), progress)
+
+
+def initial_params(config: RunConfig, workdir: Path) -> Params:
+    """Returns the weights that fine-tuning starts from.
+
+    Raises:
+      CheckpointError: they are missing or damaged.
+    """
+    if config.init is not None:
+        return hf.load_folder(Path(config.init))[1]
+    assert config.model is not None  # RunConfig has exactly one of init and model
+    if config.pretrain is not None:
+        return load_params(
+            workdir / "pretrain" / "checkpoints",
+            template=qwen2.abstract_params(config.model),
+        )
+    return qwen2.init_params(config.model, jax.random.key(config.seed))
+
+
+def _fingerprint(examples: Sequence[TokenExample]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(example.name.encode())
+        digest.update(example.tokens_T.tobytes())
+        digest.update(example.loss_mask_T.tobytes())
+    return f"{len(examples)} examples, {digest.hexdigest()[:16]}"
