@@ -5,14 +5,13 @@ hidden test part (eval/<policy>.jsonl), and its step rewards on fresh states
 (eval/<policy>.fresh.jsonl). Runs what is missing; `python -m launch.report` reads it.
 """
 
-from mlagent_jax.env.snapshots import SnapshotStore
-from mlagent_jax.env.task import load_tasks
-from mlagent_jax.env.worker_pool import WorkerPool
-
 from launch import common
 from launch.policies import make_policy
 from mlagent_jax.data.state_pool import StatePool
 from mlagent_jax.data.trajectories import TrajectoryFile
+from mlagent_jax.env.snapshots import SnapshotStore
+from mlagent_jax.env.task import load_tasks
+from mlagent_jax.env.worker_pool import WorkerPool
 from mlagent_jax.evaluation.runner import evaluate_fresh_states, evaluate_trajectories
 
 

@@ -40,7 +40,6 @@ def make_configured_policy(run: common.Run, cfg: PolicyConfig, name: str) -> Pol
         return ApiPolicy(cfg, config.sample, name=name)
     if cfg.kind == "scripted":
         from mlagent_jax.explore.ideas import load_moves
-
         from mlagent_jax.policy.scripted import ScriptedPolicy
 
         task_ids = (*config.held_in, *config.held_out)

@@ -4,10 +4,9 @@ Reads what earlier stages recorded and writes report/: index.html (opens offline
 summary.json, tables and figures; ends by printing the short table.
 """
 
+from launch import common
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.task import load_tasks
-
-from launch import common
 from mlagent_jax.evaluation import tables
 from mlagent_jax.evaluation.report import count_pages, write_report
 

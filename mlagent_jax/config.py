@@ -247,7 +247,11 @@ class SampleConfig:
       stop: strings that end a reply besides the end-of-turn token (kept out).
       num_slots: sequences decoded together.
       steps_per_call: decode steps fused on the device between host visits.
-      prompt_buckets: padded prompt lengths, ascending; few means few compiles.
+      prompt_buckets: prompt lengths that the cache is sized for, ascending; it
+        grows to the smallest that is needed. A prompt longer than the last is
+        refused. Few means few compiles.
+      prefill_chunk: prompt tokens of one forward pass. Prompts share the prefill
+        of what they have in common, in whole chunks.
     """
 
     temperature: float = 1.0
@@ -258,11 +262,20 @@ class SampleConfig:
     num_slots: int = 32
     steps_per_call: int = 16
     prompt_buckets: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384)
+    prefill_chunk: int = 256
 
     def __post_init__(self) -> None:
         _check(self.temperature >= 0, "sample.temperature", self.temperature, ">= 0")
         _check(0 < self.top_p <= 1, "sample.top_p", self.top_p, "in (0, 1]")
         _check(self.top_k >= 0, "sample.top_k", self.top_k, ">= 0")
+        for name in (
+            "max_reply_tokens",
+            "num_slots",
+            "steps_per_call",
+            "prefill_chunk",
+        ):
+            value = getattr(self, name)
+            _check(value >= 1, f"sample.{name}", value, "a positive integer")
         buckets = self.prompt_buckets
         is_ok = len(buckets) > 0 and list(buckets) == sorted(set(buckets))
         _check(is_ok, "sample.prompt_buckets", buckets, "ascending lengths")

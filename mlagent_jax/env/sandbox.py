@@ -6,7 +6,6 @@ script. Which script gets what, and what its end means, is `env.executor`'s busi
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -78,6 +77,7 @@ class Sandbox:
         settings = protocol.Settings(
             isolation="bubblewrap" if self._is_bubblewrap else "process",
             workspace_root=_WORKSPACE if self._is_bubblewrap else self._root.name,
+            readable=(*_SYSTEM_DIRS, *_SYSTEM_EXTRAS, *map(str, interpreter_paths())),
             preload=tuple(preload),
         )
         with theirs:
@@ -173,7 +173,7 @@ class Sandbox:
     def _command(self, fd: int, settings: protocol.Settings) -> list[str]:
         folder = _ZYGOTE_MOUNT if self._is_bubblewrap else _ZYGOTE_DIR.parent
         python = [sys.executable, "-B", "-P", "-s", "-c", _BOOT, str(folder)]
-        zygote = [*python, str(fd), json.dumps(dataclasses.asdict(settings))]
+        zygote = [*python, str(fd), settings.to_json()]
         if not self._is_bubblewrap:
             return zygote
         return [*bubblewrap_command(self._data_dirs), "--", *zygote]

@@ -126,7 +126,8 @@ class WorkerPool:
           EnvUnavailableError: workers die one after the other without finishing
             any job.
           MlAgentError: a worker met a fault of the user, e.g. a damaged file.
-          RuntimeError: a worker met a bug; the text has its traceback.
+          RuntimeError: a worker met a bug; the text has its traceback. As after a
+            fault of the user, the job at fault is no longer pending.
         """
         deadline_s = time.monotonic() + timeout_s
         while True:
@@ -262,6 +263,9 @@ class WorkerPool:
                 )
                 return [(job, result)]
             case ("raised", name, text):
+                if worker.job is not None:
+                    self._ids.discard(worker.job.id)
+                    worker.job = None
                 error = _rebuild_error(name, text)
                 raise error
             case _:

@@ -121,6 +121,9 @@ def _blocked(
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     G = N // K
+    # Ties the mask to the queries. Else the scan over layers finds that the masks
+    # of all rows depend on no layer, and stores them: (B, N, T, T) booleans.
+    q_BTNH, segment_ids_BT = jax.lax.optimization_barrier((q_BTNH, segment_ids_BT))
     q_BKGTH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
     k_RTH = k_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H)
     v_RTH = v_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H)

@@ -184,7 +184,11 @@ def _expected_shapes(template: Params) -> dict[str, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _open_tensors(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields tensor name -> the open file that holds it."""
+    """Yields tensor name -> the open file that holds it.
+
+    Raises:
+      CheckpointError: a file is missing or damaged.
+    """
     with contextlib.ExitStack() as stack:
         tensors: dict[str, Any] = {}
         for file in _weight_files(path):
@@ -315,20 +319,28 @@ def _tensor_list(
 
 @contextlib.contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """Yields a folder that takes the place of `path` when the block succeeds."""
-    if path.exists() and not (path / _CONFIG).is_file():
+    """Yields a folder that takes the place of `path` when the block succeeds.
+
+    Raises:
+      ConfigError: `path` holds something else than a Hugging Face folder.
+    """
+    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if not is_free and not (path / _CONFIG).is_file():
         raise ConfigError(
             f"{path} exists and is no Hugging Face folder; it is not overwritten"
         )
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = (path.with_name(f"{path.name}.{end}") for end in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            os.replace(path, old)
         os.replace(partial, path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_json(path: Path, value: Any) -> None:

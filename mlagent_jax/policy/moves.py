@@ -46,7 +46,7 @@ def apply_move(move: Move, script: str) -> Action | None:
       None if `find` matches nothing or the move is made already.
     """
     match = re.compile(move.find, re.MULTILINE).search(script)
-    if match is None or _has_lines(script, move.code):
+    if match is None or is_made(move, script):
         return None
     changed = script[: match.start()] + move.code + script[match.end() :]
     start = script.count("\n", 0, match.start())
@@ -67,6 +67,12 @@ def apply_move(move: Move, script: str) -> Action | None:
         return None
     block = ("\n".join(search) + "\n", "".join(f"{line}\n" for line in replace))
     return Action(kind=ActionKind.EDIT, path=move.path, blocks=(block,))
+
+
+def is_made(move: Move, script: str) -> bool:
+    """Returns whether the lines of the move's code stand in `script`."""
+    code = move.code.strip("\n")
+    return bool(code) and f"\n{code}\n" in f"\n{script}\n"
 
 
 def find_moves(text: str, moves: Sequence[Move]) -> list[Move]:
@@ -94,11 +100,6 @@ def find_moves(text: str, moves: Sequence[Move]) -> list[Move]:
 def _normalize(text: str) -> str:
     """Returns the lower-case words of `text`, each between single spaces."""
     return f" {' '.join(_WORD.findall(text.lower()))} "
-
-
-def _has_lines(script: str, code: str) -> bool:
-    code = code.strip("\n")
-    return bool(code) and f"\n{code}\n" in f"\n{script}\n"
 
 
 def _is_unique(part: Sequence[str], lines: Sequence[str]) -> bool:

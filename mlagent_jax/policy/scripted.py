@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from mlagent_jax.errors import TaskError
 from mlagent_jax.policy.base import Reply, Request
-from mlagent_jax.policy.moves import Move, apply_move, find_moves
+from mlagent_jax.policy.moves import Move, apply_move, find_moves, is_made
 from mlagent_jax.text.actions import render_action
 from mlagent_jax.text.prompt import PromptStep, action_gist, read_ideas, read_steps
 from mlagent_jax.types import Action, ActionKind
@@ -30,6 +30,8 @@ class Habits:
       undo_worse: of taking back a change that made the score worse.
       undo_failed: of taking back a change whose script failed.
       look: of an action that changes nothing (read, list, run).
+      new_dimension: of choosing a free move, if there is one, in a dimension where
+        no move is in place yet, rather than replacing what was done there.
       submit: of ending after each free move once the ideas are used up.
       min_free_moves: moves before it ends when the prompt holds no idea.
       max_thought_chars: a longer phrase is not said before the action.
@@ -38,6 +40,7 @@ class Habits:
     undo_worse: float = 0.7
     undo_failed: float = 0.9
     look: float = 0.04
+    new_dimension: float = 0.75
     submit: float = 0.4
     min_free_moves: int = 3
     max_thought_chars: int = 48
@@ -145,15 +148,29 @@ def choose_action(
             edit = _untried_edit(move, script, tried, habits)
             if edit is not None:
                 return edit
-    free = [_untried_edit(move, script, tried, habits) for move in moves]
-    edits = [edit for edit in free if edit is not None]
+    free = [(move, _untried_edit(move, script, tried, habits)) for move in moves]
+    edits = {move: edit for move, edit in free if edit is not None}
     num_edits = sum(not step.gist.startswith(_NO_CHANGE) for step in steps)
     may_end = bool(ideas) or num_edits >= habits.min_free_moves
     if edits and not (may_end and rng.random() < habits.submit):
-        return rng.choice(edits)
+        return edits[_choose_move(tuple(edits), moves, script, rng, habits)]
     if has_failed or standing == "worse":
         return Action(kind=ActionKind.UNDO)
     return Action(kind=ActionKind.SUBMIT)
+
+
+def _choose_move(
+    candidates: Sequence[Move],
+    moves: Sequence[Move],
+    script: str,
+    rng: random.Random,
+    habits: Habits,
+) -> Move:
+    """Returns one of the candidates, mostly of a dimension without a move in place."""
+    used = {move.dimension for move in moves if is_made(move, script)}
+    new = [move for move in candidates if move.dimension not in used]
+    is_new = bool(new) and rng.random() < habits.new_dimension
+    return rng.choice(new if is_new else candidates)
 
 
 def _untried_edit(

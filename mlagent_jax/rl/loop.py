@@ -286,7 +286,7 @@ def _identity(config: RunConfig, sft_params: Params) -> dict[str, Any]:
         "sample": to_json(config.sample),
         "ppo": ppo,
         # Tells another fine-tuned policy, not every possible difference.
-        "sft_norm": f"{optax.global_norm(sft_params):.6g}",
+        "sft_norm": f"{optax.tree.norm(sft_params):.6g}",
     }
 
 

@@ -238,14 +238,14 @@ def make_ppo_step(
         grads, metrics = _accumulate(
             critic_loss, state.critic.params, micro_batches, num_tokens
         )
-        metrics["critic_grad_norm"] = optax.global_norm(grads)
+        metrics["critic_grad_norm"] = optax.tree.norm(grads)
         critic = apply_gradients(state.critic, grads, optimizers.critic)
         if is_warmup:
             return PpoState(actor=state.actor, critic=critic), metrics
         grads, actor_metrics = _accumulate(
             actor_loss, state.actor.params, micro_batches, num_tokens
         )
-        metrics |= actor_metrics | {"actor_grad_norm": optax.global_norm(grads)}
+        metrics |= actor_metrics | {"actor_grad_norm": optax.tree.norm(grads)}
         actor = apply_gradients(state.actor, grads, optimizers.actor)
         return PpoState(actor=actor, critic=critic), metrics
 

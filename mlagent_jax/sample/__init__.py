@@ -1,1 +1,1 @@
-
+"""Sampling replies: methods on logits, prefill and decode, continuous batching."""

@@ -119,7 +119,7 @@ def parse_reply(reply: str, *, max_chars: int) -> Action:
         tag = _TAG.match(line)
         kind = _KINDS.get(tag[1]) if tag else None
         if kind is None or tag is None:
-            _refuse_closing_tag(line)
+            _refuse_closing_tag(line, is_after_action=found is not None)
             unknown = unknown or (tag[1] if tag else "")
             thought.append(line)
             position += 1
@@ -319,13 +319,17 @@ def _shown(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in head) + cut
 
 
-def _refuse_closing_tag(line: str) -> None:
-    if line.startswith("</") and (match := _CLOSING_TAG.match(line)):
-        raise ActionError(
-            "malformed_action",
-            f"The line </{match[1]}> closes nothing. The first such line ends an "
-            "action, so it cannot be part of its content.",
-        )
+def _refuse_closing_tag(line: str, *, is_after_action: bool) -> None:
+    if not line.startswith("</") or not (match := _CLOSING_TAG.match(line)):
+        return
+    why = (
+        "The first such line ended the action, so it cannot be part of its content."
+        if is_after_action
+        else "An opening tag must stand at the very start of its own line."
+    )
+    raise ActionError(
+        "malformed_action", f"The line </{match[1]}> closes nothing. {why}"
+    )
 
 
 def _refuse_nothing(reply: str, unknown: str) -> NoReturn:

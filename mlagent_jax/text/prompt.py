@@ -29,8 +29,9 @@ from mlagent_jax.types import (
 
 IDEAS_HEADING = "Ideas to try:"
 LOG_HEADING = "Log:"
-_GIST_CHARS = 32
+_GIST_CHARS = 28
 _IDEA_CHARS = 600
+_BRIEF_LAST_CHARS = 48
 
 _BRIEF_SYSTEM = "Improve the script. One action."
 _BRIEF_CLOSING = "Action:"
@@ -140,7 +141,9 @@ def render_state(
     parts = head(task, start, score)
     if ideas:
         parts += [IDEAS_HEADING, *(f"- {_one_line(i)[:_IDEA_CHARS]}" for i in ideas)]
+        parts += [] if is_brief else [""]
     parts += _log_lines(older, task.sign, cfg)
+    parts += [""] if older and not is_brief else []
     if older and (not is_brief or _has_news(older[-1])):
         parts.append(_last_feedback(older[-1], cfg))
     parts += _fenced(task.entry_script, script, is_brief=is_brief)
@@ -331,7 +334,11 @@ def _has_news(step: StepRecord) -> bool:
 
 def _last_feedback(step: StepRecord, cfg: PromptConfig) -> str:
     if cfg.style == "brief":
-        return f"Last: {_cut(_one_line(step.feedback), cfg.max_feedback_chars)}"
+        lines = [line for line in step.feedback.splitlines() if line.strip()] or [""]
+        # A traceback ends with what went wrong; all other texts begin with it.
+        is_traceback = step.outcome is Outcome.SCRIPT_ERROR
+        line = _one_line(lines[-1 if is_traceback else 0])
+        return f"Last: {line[: min(cfg.max_feedback_chars, _BRIEF_LAST_CHARS)]}"
     return f"Last feedback:\n{_cut(step.feedback, cfg.max_feedback_chars)}\n"
 
 

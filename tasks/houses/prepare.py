@@ -24,7 +24,7 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     garage = rng.integers(0, 4, n)
     hood = rng.integers(0, len(HOODS), n)
     log_price = (
-        3.0
+        1.2
         + 0.55 * np.log(area)
         + 0.10 * np.log(lot)
         + 0.085 * quality
@@ -34,20 +34,20 @@ def prepare(rng: np.random.Generator) -> PreparedData:
         - 0.03 * distance * (1 + (hood == 1))
         + 0.25 * np.clip((year - 1980) / 35, 0, 1)
         + 0.15 * np.clip((1930 - year) / 30, 0, 1) * (quality > 5)
-        + rng.normal(0, 0.09, n)
+        + rng.normal(0, 0.07, n)
     )
     table = pd.DataFrame(
         {
             "price": np.exp(log_price).round(1),
-            "area": area.round(1),
-            "rooms": rooms.astype(int),
             "lot": lot.round(0).astype(int),
-            "year": year,
-            "quality": quality.astype(int),
+            "rooms": rooms.astype(int),
+            "hood": np.asarray(HOODS)[hood],
+            "area": area.round(1),
+            "garage": garage,
             "baths": baths.astype(int),
             "distance": distance.round(2),
-            "garage": garage,
-            "hood": np.asarray(HOODS)[hood],
+            "year": year,
+            "quality": quality.astype(int),
         }
     )
     return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])

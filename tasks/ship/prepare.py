@@ -33,7 +33,7 @@ def prepare(rng: np.random.Generator) -> PreparedData:
         + 0.50 * np.log1p(food)
         + 0.15 * np.log1p(shop)
         + 1.0 * (age < 12)
-        + rng.logistic(0, 0.5, n)
+        + rng.logistic(0, 0.3, n)
     )
     table = pd.DataFrame(
         {

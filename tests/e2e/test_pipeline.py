@@ -14,7 +14,16 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/e2e/tiny_config.py"
-STAGES = ["prepare", "collect", "pretrain", "sft", "ppo", "evaluate", "convert", "report"]  # in order
+STAGES = [
+    "prepare",
+    "collect",
+    "pretrain",
+    "sft",
+    "ppo",
+    "evaluate",
+    "convert",
+    "report",
+]
 
 
 def pipeline_command(workdir: Path) -> list[str]:

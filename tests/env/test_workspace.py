@@ -37,7 +37,9 @@ def refused(call, *args, **kwargs):
 
 def test_an_edit_replaces_whole_lines_and_nothing_else():
     before = dict(FILES)
-    assert edited(("b = 2\n", "b = 5\nd = 6\n")) == "a = 1\nb = 5\nd = 6\na = 1\nc = 3\n"
+    assert (
+        edited(("b = 2\n", "b = 5\nd = 6\n")) == "a = 1\nb = 5\nd = 6\na = 1\nc = 3\n"
+    )
     assert edited(("b = 2\na = 1\n", "")) == "a = 1\nc = 3\n"
     assert edited(("a = 1\nb = 2\n", "\n")) == "\na = 1\nc = 3\n"
     assert before == FILES
@@ -182,7 +184,14 @@ def test_paths_that_are_not_plain_are_outside(path):
 
 
 def test_good_paths_pass():
-    for path in ["train.py", "a/b/c.txt", "data2/x", "sub/submission.csv", "..a", "a b"]:
+    for path in [
+        "train.py",
+        "a/b/c.txt",
+        "data2/x",
+        "sub/submission.csv",
+        "..a",
+        "a b",
+    ]:
         check_path(path, for_write=True)
     check_path("submission.csv", for_write=False)
 
@@ -233,7 +242,11 @@ def test_a_workspace_has_a_size(monkeypatch):
 
 def test_a_diff_shows_text_and_counts_bytes_of_the_rest():
     assert unified_diff(FILES, dict(FILES)) == ""
-    after = {"train.py": b"a = 1\nb = 5\na = 1\nc = 3", "m.bin": b"\xff\xfe", "n": b"x\n"}
+    after = {
+        "train.py": b"a = 1\nb = 5\na = 1\nc = 3",
+        "m.bin": b"\xff\xfe",
+        "n": b"x\n",
+    }
     assert unified_diff(FILES, after) == (
         "--- a/lib/x.py\n+++ /dev/null\n"
         "m.bin: 1 bytes -> 2 bytes\n"

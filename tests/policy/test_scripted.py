@@ -181,6 +181,15 @@ def test_free_moves_differ_between_seeds():
     assert len(actions) == len(MOVES)
 
 
+def test_free_moves_rather_leave_alone_what_was_done():
+    habits = Habits(look=0.0, submit=0.0, new_dimension=1.0)
+    script = apply(apply_move(FOREST, SCRIPT), SCRIPT)
+    chosen = [choose(script=script, seed=s, habits=habits) for s in range(20)]
+    assert {action.blocks[0][0] for action in chosen} == {
+        'features = np.load("data/train.npy")\n'
+    }
+
+
 def test_it_also_looks_around():
     habits = Habits(look=1.0)
     kinds = {choose(seed=seed, habits=habits).kind for seed in range(30)}

@@ -107,7 +107,7 @@ def test_an_edit_may_have_several_blocks_and_may_delete():
         ("empty_reply", "", "Write one action"),
         ("empty_reply", " \n\t", "Write one action"),
         ("no_action", "I would try a forest.", "edit, lines, write"),
-        ("no_action", f"Here: {EDIT}", "start of its own line"),
+        ("no_action", "Here: <list/>", "start of its own line"),
         ("no_action", "  <list/>", "start of its own line"),
         ("no_action", '{"action": "list"}', "edit, lines, write"),
         ("several_actions", "<list/>\n<undo/>", "exactly one"),
@@ -126,7 +126,8 @@ def test_an_edit_may_have_several_blocks_and_may_delete():
         ("malformed_action", EDIT.replace("=======", "==="), "======="),
         ("malformed_action", EDIT.replace(">>>>>>> REPLACE\n", ""), ">>>>>>> REPLACE"),
         ("malformed_action", EDIT.replace("=======", "=======\n======="), "found '==="),
-        ("malformed_action", '<write path="a">\n</write>\n</write>', "closes nothing"),
+        ("malformed_action", '<write path="a">\n</write>\n</write>', "its content"),
+        ("malformed_action", f"Here: {EDIT}", "start of its own line"),
         ("bad_attribute", "<read/>", "path is missing"),
         ("bad_attribute", '<read path=""/>', "path is missing"),
         ("bad_attribute", "<read path='a'/>", "cannot read the tag"),
@@ -184,11 +185,10 @@ def test_any_prefix_and_any_noise_is_an_action_or_an_action_error():
     for reply in replies:
         try:
             action = parse(reply)
-        except ActionError as error:
-            assert error.reason
-        else:
-            num_parsed += 1
-            assert parse(render_action(action)) == action
+        except ActionError:
+            continue
+        num_parsed += 1
+        assert parse(render_action(action)) == action
     assert num_parsed > 10
 
 
@@ -201,7 +201,9 @@ def _random_text(rng: random.Random, *, is_block: bool) -> str:
 
 def _random_action(rng: random.Random) -> Action:
     kind = rng.choice(list(ActionKind))
-    thought = rng.choice(["", "Why not?", "  <list/> is one\n\n> quoted", "<b>bold</b>"])
+    thought = rng.choice(
+        ["", "Why not?", "  <list/> is one\n\n> quoted", "<b>bold</b>"]
+    )
     action = Action(kind=kind, thought=thought)
     if kind in {ActionKind.LIST, ActionKind.UNDO, ActionKind.SUBMIT}:
         return action

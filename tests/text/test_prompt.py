@@ -174,7 +174,7 @@ def test_the_full_system_message_shows_every_action_in_a_form_that_parses():
         (Action(kind=ActionKind.LINES, path="a.py", content="\n  x = 1\n"), "x = 1"),
         (make_edit("a\nb\n", "a\n"), "del b"),
         (make_edit("a\n", "a\n    b = 2\n"), "b = 2"),
-        (make_edit("a\n", "b" * 99 + "\n"), "b" * 32),
+        (make_edit("a\n", "b" * 99 + "\n"), "b" * 28),
     ],
 )
 def test_the_gist_names_what_an_action_adds(action, gist):

@@ -21,6 +21,7 @@ MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
@@ -31,10 +32,21 @@ _MAX_OPEN_FILES = 512
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _check(result: int, what: str) -> None:
+def check(result: int, what: str) -> None:
+    """Raises the error of the last call if `result` is not 0.
+
+    Raises:
+      OSError: it is not.
+    """
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def system_call(number: int, *args: int) -> int:
+    """Returns what the system call returns, -1 for an error."""
+    padded = [ctypes.c_ulong(a) for a in args]
+    return int(_libc.syscall(ctypes.c_long(number), *padded))
 
 
 def unshare(flags: int) -> None:
@@ -43,7 +55,7 @@ def unshare(flags: int) -> None:
     Raises:
       OSError: the kernel refuses.
     """
-    _check(_libc.unshare(flags), f"unshare({flags:#x})")
+    check(_libc.unshare(flags), f"unshare({flags:#x})")
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
@@ -59,7 +71,7 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
         ctypes.c_ulong(flags),
         options.encode(),
     )
-    _check(result, f"mount {kind} on {target}")
+    check(result, f"mount {kind} on {target}")
 
 
 def unmount(target: str) -> None:
@@ -68,7 +80,7 @@ def unmount(target: str) -> None:
     Raises:
       OSError: the kernel refuses.
     """
-    _check(_libc.umount2(target.encode(), MNT_DETACH), f"unmount {target}")
+    check(_libc.umount2(target.encode(), MNT_DETACH), f"unmount {target}")
 
 
 def prctl(option: int, *args: int) -> None:
@@ -78,7 +90,7 @@ def prctl(option: int, *args: int) -> None:
       OSError: the kernel refuses.
     """
     padded = [ctypes.c_ulong(a) for a in (*args, 0, 0, 0, 0)[:4]]
-    _check(_libc.prctl(option, *padded), f"prctl({option})")
+    check(_libc.prctl(option, *padded), f"prctl({option})")
 
 
 def die_with_parent() -> None:
@@ -88,6 +100,15 @@ def die_with_parent() -> None:
       OSError: the kernel refuses.
     """
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def set_traceable(is_traceable: bool) -> None:
+    """Sets whether other processes of this user may look into this one.
+
+    Raises:
+      OSError: the kernel refuses.
+    """
+    prctl(_PR_SET_DUMPABLE, int(is_traceable))
 
 
 def adopt_orphans() -> None:
@@ -114,7 +135,7 @@ def drop_privileges() -> None:
             break  # past the kernel's last one, or not ours to drop
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     nothing = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
-    _check(_libc.capset(header, nothing), "capset")
+    check(_libc.capset(header, nothing), "capset")
 
 
 def set_limits(job: Job, num_other_processes: int | None) -> None:

@@ -7,7 +7,6 @@ does can pile up in the process that later scripts are forked from.
 
 import gc
 import importlib
-import json
 import os
 import socket
 import sys
@@ -27,13 +26,12 @@ def main(argv: list[str]) -> int:
     """
     connection = socket.socket(fileno=int(argv[0]))
     os.set_inheritable(connection.fileno(), False)
-    values = json.loads(argv[1])
-    settings = protocol.Settings(**{**values, "preload": tuple(values["preload"])})
+    settings = protocol.Settings.from_json(argv[1])
     confine.die_with_parent()
     if settings.isolation == "bubblewrap":
-        confinement = namespaces.NamespaceConfinement(settings.workspace_root)
+        confinement = namespaces.NamespaceConfinement(settings)
     else:
-        confinement = processes.ProcessConfinement(settings.workspace_root)
+        confinement = processes.ProcessConfinement(settings)
     missing = _preload(settings.preload)
     protocol.send(connection, {"missing": missing}, {})
     # Moves everything so far out of the garbage collector's sight: a collection in

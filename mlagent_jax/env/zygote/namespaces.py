@@ -11,8 +11,8 @@ Nothing that it can write to exists before or after the run.
 import contextlib
 import os
 
-from . import confine
-from .protocol import Job
+from . import confine, syscall_filter
+from .protocol import Job, Settings
 
 TASKS_DIR = "/tasks"  # bubblewrap mounts every task's public data below
 _USER_ID = 1000  # what a script sees; on the host it is the user who started us
@@ -29,13 +29,13 @@ class NamespaceConfinement:
 
     period_s = 0.025
 
-    def __init__(self, workspace: str) -> None:
-        """Prepares this process, the zygote, for the workspace path `workspace`.
+    def __init__(self, settings: Settings) -> None:
+        """Prepares this process, the zygote.
 
         Raises:
           OSError: the kernel refuses.
         """
-        self._workspace = workspace
+        self._workspace = settings.workspace_root
         self._own_pids: frozenset[int] = frozenset()
         # Where bubblewrap runs as root it covers parts of /proc, and the kernel lets
         # nobody mount a fresh /proc whose present one is covered. Ours is read-only.
@@ -95,6 +95,7 @@ class NamespaceConfinement:
         confine.set_limits(job, num_other_processes=1)
         confine.drop_privileges()
         confine.die_with_parent()
+        syscall_filter.install(is_weak_backend=False)
 
     def pids(self) -> list[int]:
         """Returns the processes of the run (in the supervisor's numbering)."""

@@ -30,12 +30,25 @@ class Settings:
       isolation: "bubblewrap" or "process".
       workspace_root: the directory that becomes a script's workspace
         ("bubblewrap"), or in which each run gets one ("process").
+      readable: paths of the host that scripts need ("process").
       preload: modules imported before the first fork.
     """
 
     isolation: str
     workspace_root: str
+    readable: tuple[str, ...]
     preload: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, text: str) -> "Settings":
+        """Returns the settings that `to_json` wrote."""
+        values = json.loads(text)
+        lists = {name: tuple(values.pop(name)) for name in ("readable", "preload")}
+        return cls(**values, **lists)
+
+    def to_json(self) -> str:
+        """Returns the settings as one line."""
+        return json.dumps(dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,259 @@
+"""Prefill and decode as pure functions on a batch of rows; no policy of who sits where.
+
+Each row holds one request. `prefill` puts all but the last prompt token of some rows
+into the cache; `decode` then feeds each live row its newest token (first that last
+prompt token) and draws the next one. What a row yields depends on its own tokens
+and key alone, bit for bit, whoever shares the batch:
+
+- Prompts are prefilled one at a time in chunks of a fixed size at fixed positions,
+  so that keys and values of a token depend on it and the tokens before it only.
+  This is also why a prefix can be copied from another row instead of computed.
+- Token t of a request is drawn with `fold_in(key of the request, t)`.
+- A decode step always runs over all rows; those that are finished write nothing.
+
+Axes: B rows, T token positions (of a prompt or a reply), R rows to prefill, V
+vocabulary, C tokens of a chunk.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from mlagent_jax.config import ModelConfig
+from mlagent_jax.model import qwen2
+from mlagent_jax.model.cache import KVCache, init_cache, put_rows, take_rows
+from mlagent_jax.sample.methods import SamplingMethod
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeState:
+    """All rows between two calls.
+
+    Attributes:
+      cache: keys and values of prompt and reply, without the newest token.
+      tokens_B: int32, the newest token of each row: the next input.
+      counts_B: int32, reply tokens drawn so far.
+      is_live_B: bool, False for an empty row or a finished reply.
+      key_data_B2: uint32, threefry key of each row's request.
+      reply_BT: int32, reply tokens; T is the longest reply, garbage behind counts_B.
+      logprobs_BT: float32, behaviour log-probability of each, likewise.
+    """
+
+    cache: KVCache
+    tokens_B: jax.Array
+    counts_B: jax.Array
+    is_live_B: jax.Array
+    key_data_B2: jax.Array
+    reply_BT: jax.Array
+    logprobs_BT: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Admission:
+    """Requests that take over rows, in this order.
+
+    Attributes:
+      num: int32 scalar, how many of the R entries are real.
+      rows_R: int32, row that a request gets.
+      tokens_RT: int32 prompts; T is a multiple of the chunk size.
+      lengths_R: int32, tokens of each prompt, at least 1.
+      sources_R: int32, row whose cache starts with the same tokens.
+      starts_R: int32, how many tokens to copy from there; a multiple of the chunk
+        size, or all but the last prompt token.
+      key_data_R2: uint32, threefry key of each request.
+    """
+
+    num: jax.Array
+    rows_R: jax.Array
+    tokens_RT: jax.Array
+    lengths_R: jax.Array
+    sources_R: jax.Array
+    starts_R: jax.Array
+    key_data_R2: jax.Array
+
+
+def init_state(
+    cfg: ModelConfig,
+    num_rows: int,
+    *,
+    capacity: int,
+    max_reply_tokens: int,
+    dtype: DTypeLike | None = None,
+) -> DecodeState:
+    """Returns a batch without requests.
+
+    Args:
+      cfg: the model.
+      num_rows: requests that are decoded together.
+      capacity: tokens of prompt and reply that fit into a row.
+      max_reply_tokens: where a reply is cut.
+      dtype: of the cache; None takes the model's compute dtype.
+    """
+    return DecodeState(
+        cache=init_cache(cfg, num_rows, capacity, dtype),
+        tokens_B=jnp.zeros(num_rows, jnp.int32),
+        counts_B=jnp.zeros(num_rows, jnp.int32),
+        is_live_B=jnp.zeros(num_rows, bool),
+        key_data_B2=jnp.zeros((num_rows, 2), jnp.uint32),
+        reply_BT=jnp.zeros((num_rows, max_reply_tokens), jnp.int32),
+        logprobs_BT=jnp.zeros((num_rows, max_reply_tokens), jnp.float32),
+    )
+
+
+def grow(state: DecodeState, capacity: int) -> DecodeState:
+    """Returns `state` with room for `capacity` tokens a row."""
+    extra = capacity - state.cache.capacity
+    widths = ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))
+    cache = dataclasses.replace(
+        state.cache,
+        k_LBSKH=jnp.pad(state.cache.k_LBSKH, widths),
+        v_LBSKH=jnp.pad(state.cache.v_LBSKH, widths),
+    )
+    return dataclasses.replace(state, cache=cache)
+
+
+def prefill(
+    graphdef: Any,
+    params: qwen2.Params,
+    state: DecodeState,
+    admission: Admission,
+    *,
+    chunk_size: int,
+) -> DecodeState:
+    """Returns `state` with the admitted requests ready to be decoded.
+
+    Args:
+      graphdef: from `qwen2.make_graphdef`.
+      params: weights.
+      state: rows before; the rows to be filled must not be live.
+      admission: the requests.
+      chunk_size: tokens of one forward pass.
+    """
+
+    def admit(index: jax.Array, state: DecodeState) -> DecodeState:
+        return _admit(graphdef, params, state, admission, index, chunk_size)
+
+    return jax.lax.fori_loop(0, admission.num, admit, state)
+
+
+def _admit(
+    graphdef: Any,
+    params: qwen2.Params,
+    state: DecodeState,
+    admission: Admission,
+    index: jax.Array,
+    chunk_size: int,
+) -> DecodeState:
+    row, length = admission.rows_R[index], admission.lengths_R[index]
+    tokens_T = admission.tokens_RT[index]
+    num_cached = length - 1
+    source_cache = take_rows(state.cache, admission.sources_R[index][None])
+    start = admission.starts_R[index]
+    row_cache = dataclasses.replace(source_cache, lengths_B=start[None])
+
+    def run_chunk(chunk: jax.Array, row_cache: KVCache) -> KVCache:
+        first = chunk * chunk_size
+        tokens_C = jax.lax.dynamic_slice(tokens_T, (first,), (chunk_size,))
+        positions_C = first + jnp.arange(chunk_size)
+        _, row_cache_new = qwen2.forward(
+            graphdef,
+            params,
+            tokens_C[None],
+            positions_C[None],
+            segment_ids_BT=(positions_C < num_cached).astype(jnp.int32)[None],
+            cache=row_cache,
+        )
+        assert row_cache_new is not None
+        return row_cache_new
+
+    # A prompt copied whole has nothing left to run, though its start is no multiple.
+    first_chunk = -(-start // chunk_size)
+    end_chunk = -(-num_cached // chunk_size)
+    row_cache = jax.lax.fori_loop(first_chunk, end_chunk, run_chunk, row_cache)
+    return dataclasses.replace(
+        state,
+        cache=put_rows(state.cache, row[None], row_cache),
+        tokens_B=state.tokens_B.at[row].set(tokens_T[num_cached]),
+        counts_B=state.counts_B.at[row].set(0),
+        is_live_B=state.is_live_B.at[row].set(True),
+        key_data_B2=state.key_data_B2.at[row].set(admission.key_data_R2[index]),
+    )
+
+
+def decode(
+    graphdef: Any,
+    params: qwen2.Params,
+    state: DecodeState,
+    keep_B: jax.Array,
+    *,
+    method: SamplingMethod,
+    end_ids: tuple[int, ...],
+    num_steps: int,
+) -> DecodeState:
+    """Returns `state` after up to `num_steps` more tokens in every live row.
+
+    A row is finished by an end token, which is part of its reply, or by a full
+    reply. The loop ends early when no row is live.
+
+    Args:
+      graphdef: from `qwen2.make_graphdef`.
+      params: weights.
+      state: rows before.
+      keep_B: bool, False ends a row whose reply the host found complete.
+      method: how tokens are drawn.
+      end_ids: tokens that end a reply.
+      num_steps: most steps of this call.
+    """
+    state = dataclasses.replace(state, is_live_B=state.is_live_B & keep_B)
+
+    def is_running(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
+        step, state = carry
+        return (step < num_steps) & jnp.any(state.is_live_B)
+
+    def run_step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
+        step, state = carry
+        return step + 1, _decode_step(graphdef, params, state, method, end_ids)
+
+    return jax.lax.while_loop(is_running, run_step, (jnp.int32(0), state))[1]
+
+
+def _decode_step(
+    graphdef: Any,
+    params: qwen2.Params,
+    state: DecodeState,
+    method: SamplingMethod,
+    end_ids: tuple[int, ...],
+) -> DecodeState:
+    is_live_B = state.is_live_B
+    hidden_B1D, cache = qwen2.forward(
+        graphdef,
+        params,
+        state.tokens_B[:, None],
+        state.cache.lengths_B[:, None],
+        segment_ids_BT=is_live_B.astype(jnp.int32)[:, None],
+        cache=state.cache,
+    )
+    assert cache is not None
+    logits_BV = qwen2.unembed(graphdef, params, hidden_B1D[:, 0])
+    keys_B = jax.random.wrap_key_data(state.key_data_B2, impl="threefry2x32")
+    tokens_B, logprobs_B = method.sample(
+        logits_BV, jax.vmap(jax.random.fold_in)(keys_B, state.counts_B)
+    )
+    T = state.reply_BT.shape[1]
+    is_new_BT = is_live_B[:, None] & (jnp.arange(T) == state.counts_B[:, None])
+    counts_B = state.counts_B + is_live_B
+    is_end_B = jnp.any(tokens_B[:, None] == jnp.array(end_ids, jnp.int32), axis=1)
+    return DecodeState(
+        cache=cache,
+        tokens_B=jnp.where(is_live_B, tokens_B, state.tokens_B),
+        counts_B=counts_B,
+        is_live_B=is_live_B & ~is_end_B & (counts_B < T),
+        key_data_B2=state.key_data_B2,
+        reply_BT=jnp.where(is_new_BT, tokens_B[:, None], state.reply_BT),
+        logprobs_BT=jnp.where(is_new_BT, logprobs_B[:, None], state.logprobs_BT),
+    )

@@ -1,0 +1,42 @@
+"""Fixtures of all tests; eight CPU devices, so that sharding runs anywhere."""
+
+import os
+
+# Before anything imports jax: it reads both once.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+from typing import Any
+
+import pytest
+
+from mlagent_jax.config import ModelConfig
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """A model that runs in milliseconds; every size divides a 2 x 2 x 2 mesh."""
+    return ModelConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        rope_theta=10_000.0,
+        compute_dtype="float32",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_config: ModelConfig) -> Any:
+    """Random parameters of `tiny_config`."""
+    import jax
+
+    from mlagent_jax.model import qwen2
+
+    init = jax.jit(qwen2.init_params, static_argnums=0)
+    return init(tiny_config, jax.random.key(0))

@@ -1,0 +1,149 @@
+"""The reward table, case by case, and what holds for every reward."""
+
+import dataclasses
+import math
+import random
+
+import pytest
+from samples import make_edit, make_step, make_task
+
+from mlagent_jax.config import RewardConfig
+from mlagent_jax.env.reward import compute_reward
+from mlagent_jax.types import Action, ActionKind, ExecResult, Outcome
+
+V1, V2 = RewardConfig(preset="paper_v1"), RewardConfig(preset="paper_v2")
+BOUNDED = RewardConfig(preset="bounded")
+TASK = make_task(baseline=0.5, best=0.9)
+EDIT = make_edit("a\n", "b\n")
+RUN = Action(kind=ActionKind.RUN, path="train.py")
+UNDO = Action(kind=ActionKind.UNDO)
+READ = Action(kind=ActionKind.READ, path="train.py")
+
+
+def total(step, cfg, task=TASK):
+    return compute_reward(step, task, cfg).total
+
+
+def executed(step, wall_s):
+    execution = ExecResult(
+        outcome=Outcome.INFO,
+        exit_code=0,
+        signal=None,
+        wall_s=wall_s,
+        cpu_s=wall_s,
+        max_rss_bytes=0,
+        stdout="",
+        stderr="",
+        stdout_bytes=0,
+        stderr_bytes=0,
+    )
+    return dataclasses.replace(step, execution=execution)
+
+
+@pytest.mark.parametrize(
+    ("action", "outcome", "v1", "v2", "bounded"),
+    [
+        ("nonsense", Outcome.INVALID_ACTION, 0, -1, -1),
+        (EDIT, Outcome.INVALID_ACTION, 0, -1, -1),
+        (UNDO, Outcome.INVALID_ACTION, 0, -1, -1),
+        (EDIT, Outcome.SCRIPT_ERROR, 0, -1, -0.9),
+        (RUN, Outcome.SCRIPT_ERROR, 0, -1, -0.9),
+        (EDIT, Outcome.INVALID_SUBMISSION, 0, -1, -0.8),
+        (RUN, Outcome.INVALID_SUBMISSION, 0, -1, -0.8),
+        (EDIT, Outcome.TIMEOUT, 0.5, 0, 0),
+        (EDIT, Outcome.OUT_OF_MEMORY, 0.5, 0, 0),
+        (EDIT, Outcome.RESOURCE_LIMIT, 0.5, 0, 0),
+        (RUN, Outcome.TIMEOUT, 0.5, 0, 0),
+        (READ, Outcome.INFO, 0.5, 0, 0),
+        (UNDO, Outcome.INFO, 0.5, 0, 0),
+        (RUN, Outcome.SCORED, 0.5, 0, 0),
+        (EDIT, Outcome.SCORED, 0.5, 0, 0),
+    ],
+)
+def test_the_table(action, outcome, v1, v2, bounded):
+    step = make_step(action, outcome=outcome)
+    assert total(step, V1) == v1
+    assert total(step, V2) == v2
+    assert total(step, BOUNDED) == pytest.approx(bounded)
+
+
+@pytest.mark.parametrize(
+    ("gain_frac", "expected"), [(0.01, 0.731), (0.03, 0.953), (0.05, 0.993)]
+)
+def test_v1_saturates_as_in_the_paper(gain_frac, expected):
+    step = make_step(EDIT, 0.5, 0.5 + gain_frac * 0.4)
+    assert total(step, V1) == pytest.approx(expected, abs=5e-4)
+    worse = make_step(EDIT, 0.5 + gain_frac * 0.4, 0.5)
+    assert total(worse, V1) == pytest.approx(1 - expected, abs=5e-4)
+
+
+def test_v2_is_the_part_of_the_headroom_and_has_no_bounds():
+    assert total(make_step(EDIT, 0.6, 0.7), V2) == pytest.approx(0.25)
+    assert total(make_step(EDIT, 0.9, 0.0), V2) == pytest.approx(-2.25)
+
+
+def test_bounded_clips_and_charges_for_time():
+    cfg = dataclasses.replace(BOUNDED, clip=0.5, duration_weight=0.2)
+    step = executed(make_step(EDIT, 0.5, 0.9), wall_s=5.0)
+    reward = compute_reward(step, TASK, cfg)
+    assert reward.parts == {"metric": 0.5, "duration": pytest.approx(-0.05)}
+    assert reward.total == pytest.approx(0.45)
+    assert total(executed(make_step(EDIT, 0.9, 0.1), 99.0), cfg) == -0.7
+
+
+def test_an_undo_that_changes_the_score_is_no_edit():
+    step = make_step(UNDO, 0.4, 0.8, outcome=Outcome.INFO)
+    assert [total(step, cfg) for cfg in (V1, V2, BOUNDED)] == [0.5, 0, 0]
+
+
+def test_a_scored_run_is_no_edit():
+    step = make_step(RUN, 0.4, 0.8)
+    assert [total(step, cfg) for cfg in (V1, V2, BOUNDED)] == [0.5, 0, 0]
+
+
+def test_without_headroom_every_score_is_neutral():
+    task = make_task(baseline=0.9, best=0.9)
+    step = make_step(EDIT, 0.5, 0.7)
+    assert [total(step, cfg, task) for cfg in (V1, V2, BOUNDED)] == [0.5, 0, 0]
+
+
+def test_fractional_differences_are_kept():
+    small, large = make_step(EDIT, 0.5, 0.5001), make_step(EDIT, 0.5, 0.5002)
+    for cfg in (V1, V2, BOUNDED):
+        assert 0 < total(large, cfg) - total(small, cfg) < 0.02
+
+
+def _random_step(rng):
+    outcome = rng.choice(list(Outcome))
+    action = rng.choice([EDIT, RUN, READ, UNDO, "nonsense"])
+    before, after = rng.uniform(-1e3, 1e3), rng.uniform(-1e3, 1e3)
+    step = make_step(action, before, after, outcome=outcome)
+    return executed(step, rng.uniform(0, 50))
+
+
+@pytest.mark.parametrize("preset", ["paper_v1", "paper_v2", "bounded"])
+def test_rewards_are_finite_and_the_sum_of_their_parts(preset):
+    rng = random.Random(0)
+    cfg = RewardConfig(preset=preset, duration_weight=0.3)
+    for _ in range(500):
+        task = make_task(baseline=rng.uniform(-9, 9), best=rng.uniform(-9, 9))
+        reward = compute_reward(_random_step(rng), task, cfg)
+        assert math.isfinite(reward.total)
+        assert reward.total == sum(reward.parts.values())
+        if preset == "paper_v1":
+            assert 0 <= reward.total <= 1
+        if preset == "bounded":
+            assert -1.3 <= reward.total <= 1
+
+
+@pytest.mark.parametrize("preset", ["paper_v1", "paper_v2", "bounded"])
+def test_a_task_and_its_mirror_image_give_the_same_rewards(preset):
+    rng = random.Random(1)
+    cfg = RewardConfig(preset=preset)
+    mirrored = dataclasses.replace(TASK, direction="min", baseline=-0.5, best=-0.9)
+    for _ in range(300):
+        step = _random_step(rng)
+        mirror = dataclasses.replace(
+            step, score_before=-step.score_before, score_after=-step.score_after
+        )
+        assert total(step, cfg) == total(mirror, cfg, mirrored)

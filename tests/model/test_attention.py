@@ -1,0 +1,72 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlagent_jax.model import attention
+
+
+def reference(q_BTNH, k_BSKH, v_BSKH, mask_BTS) -> np.ndarray:
+    """Attention of every query on its own, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q_BTNH, k_BSKH, v_BSKH))
+    B, T, N, H = q.shape
+    group = N // k.shape[2]
+    out = np.zeros_like(q)
+    for b, t, n in np.ndindex(B, T, N):
+        scores = k[b, :, n // group] @ q[b, t, n] / np.sqrt(H)
+        seen = np.asarray(mask_BTS[b, t])
+        if seen.any():
+            weights = np.exp(scores[seen] - scores[seen].max())
+            out[b, t, n] = weights @ v[b, seen, n // group] / weights.sum()
+    return out
+
+
+def random_qkv(T: int, S: int, N: int, K: int):
+    keys = jax.random.split(jax.random.key(T + S + N), 3)
+    shapes = [(2, T, N, 4), (2, S, K, 4), (2, S, K, 4)]
+    return [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("implementation", ["blocked", "xla"])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (6, 2), (7, 1)])
+def test_attention_within_segments_equals_a_loop(
+    implementation, num_heads, num_kv_heads
+):
+    # 97 tokens: one more than a block, so that blocks have different sizes.
+    T = 97
+    q, k, v = random_qkv(T, T, num_heads, num_kv_heads)
+    segment_ids_BT = jnp.stack(
+        [jnp.repeat(jnp.array([1, 2]), T)[T - 60 : 2 * T - 60]] * 2
+    )
+    segment_ids_BT = segment_ids_BT.at[1, 90:].set(0)
+    out = attention.attend_within(
+        q, k, v, segment_ids_BT, implementation=implementation
+    )
+    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None]
+    expected = reference(q, k, v, same_BTT & np.tril(np.ones((T, T), bool)))
+    is_real_BT = np.asarray(segment_ids_BT != 0)
+    np.testing.assert_allclose(out[is_real_BT], expected[is_real_BT], atol=1e-5)
+    assert np.all(np.isfinite(out))
+
+
+@pytest.mark.parametrize("implementation", ["blocked", "xla"])
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_attention_to_a_cache_stops_at_each_rows_length(implementation, num_tokens):
+    S = 11
+    q, k, v = random_qkv(num_tokens, S, 6, 2)
+    lengths_B = jnp.array([0, 6])
+    # What lies behind the live positions must not matter, whatever it is.
+    is_live = np.arange(S) < np.asarray(lengths_B)[:, None] + num_tokens
+    k = jnp.where(is_live[..., None, None], k, 1e9)
+    out = attention.attend_to_cache(q, k, v, lengths_B, implementation=implementation)
+    last_BT = np.asarray(lengths_B)[:, None] + np.arange(num_tokens)
+    expected = reference(q, k, v, np.arange(S) <= last_BT[..., None])
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_auto_takes_the_blocked_form_on_cpu():
+    q, k, v = random_qkv(8, 8, 2, 1)
+    ones_BT = jnp.ones((2, 8), jnp.int32)
+    auto = attention.attend_within(q, k, v, ones_BT)
+    blocked = attention.attend_within(q, k, v, ones_BT, implementation="blocked")
+    np.testing.assert_array_equal(auto, blocked)
