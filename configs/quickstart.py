@@ -24,7 +24,17 @@ from mlagent_jax.config import (
     TokenizerConfig,
 )
 
-HELD_IN = ()
+HELD_IN = (
+    "digits",
+    "cactus",
+    "shapes",
+    "leaves",
+    "houses",
+    "ship",
+    "crystal",
+    "essays",
+    "papers",
+)
 HELD_OUT = ()
 
 
@@ -34,9 +44,9 @@ def get_config() -> RunConfig:
         name="quickstart",
         held_in=HELD_IN,
         held_out=HELD_OUT,
-        tokenizer=TokenizerConfig(vocab_size=768),
+        tokenizer=TokenizerConfig(vocab_size=1024),
         model=ModelConfig(
-            vocab_size=768,
+            vocab_size=1024,
             hidden_size=128,
             intermediate_size=384,
             num_layers=2,
@@ -53,14 +63,14 @@ def get_config() -> RunConfig:
             history_steps=0,
             log_steps=6,
             max_feedback_chars=160,
-            max_prompt_tokens=448,
+            max_prompt_tokens=512,
         ),
         env=EnvConfig(num_workers=2, max_steps=8),
         sample=SampleConfig(
             max_reply_tokens=96,
             num_slots=64,
             steps_per_call=16,
-            prompt_buckets=(384, 448),
+            prompt_buckets=(384, 512),
         ),
         collect=CollectConfig(trajectories_per_task=40, fresh_per_task=6),
         pretrain=PretrainConfig(),
@@ -68,7 +78,7 @@ def get_config() -> RunConfig:
             num_epochs=4.0,
             batch_size=32,
             micro_batch_size=32,
-            seq_lens=(384, 512),
+            seq_lens=(384, 448, 608),
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup_frac=0.05),
         ),
         ppo=PpoConfig(
@@ -76,7 +86,7 @@ def get_config() -> RunConfig:
             states_per_update=64,
             minibatch_size=64,
             micro_batch_size=64,
-            seq_lens=(512,),
+            seq_lens=(608,),
             reward=RewardConfig(preset="paper_v1"),
             kl_coef=0.01,
             actor=OptimizerConfig(peak_lr=2e-4, end_lr_frac=0.1),

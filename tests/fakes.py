@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from samples import make_task
-
 from mlagent_jax.config import EnvConfig
 from mlagent_jax.env.environment import Environment
 from mlagent_jax.env.execution_cache import ExecutionCache
@@ -16,6 +14,7 @@ from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.errors import EnvUnavailableError
 from mlagent_jax.policy.base import Reply, Request
 from mlagent_jax.types import ExecResult, Outcome, Task
+from tests.samples import make_task
 
 NUM_ROWS = 40
 

@@ -10,12 +10,16 @@ Axis letter: T token positions.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from mlagent_jax.config import PromptConfig
+from mlagent_jax.config import PromptConfig, RunConfig
 from mlagent_jax.data.state_pool import state_before
+from mlagent_jax.data.trajectories import TrajectoryFile
+from mlagent_jax.env.snapshots import SnapshotStore
+from mlagent_jax.env.task import load_tasks
 from mlagent_jax.errors import DataError
 from mlagent_jax.text.prompt import render_state, window_snapshot
 from mlagent_jax.types import Message, Outcome, StepRecord, Task, Trajectory
@@ -125,22 +129,17 @@ def sft_examples(
         yield encode_example(chat, tokenizer)
 
 
-def load_examples(
-    trajectories: Iterable[Trajectory],
-    tasks: Mapping[str, Task],
-    store: Snapshots,
-    tokenizer: ChatEncoder,
-    cfg: PromptConfig,
-) -> list[TokenExample]:
-    """Returns the examples of all trajectories, in their order.
+def expert_chats(config: RunConfig, workdir: Path) -> Iterator[TrainingChat]:
+    """Yields the training chats of a run's expert, in the order of trajectory ids.
 
     Raises:
-      DataError: a trajectory is of a task that `tasks` lacks or of another version.
+      DataError: <workdir>/trajectories is missing, damaged, or of other tasks.
+      TaskError: the prepared tasks are missing or damaged.
     """
-    return [
-        encode_example(chat, tokenizer)
-        for chat in load_chats(trajectories, tasks, store, cfg)
-    ]
+    folder = workdir / "trajectories"
+    trajectories = TrajectoryFile(folder / "expert.jsonl")
+    tasks = load_tasks(config, workdir)
+    yield from load_chats(trajectories, tasks, SnapshotStore(folder), config.prompt)
 
 
 def load_chats(

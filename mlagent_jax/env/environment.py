@@ -63,7 +63,7 @@ class ScriptRunner(Protocol):
 
     @property
     def isolation(self) -> str:
-        """"bubblewrap" or "process (not isolated)"."""
+        """How scripts are confined, as on `StepRecord.isolation`."""
         ...
 
     def run(self, task_id: str, files: Mapping[str, bytes], script: str) -> Execution:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mlagent_jax.env.zygote import namespaces, protocol
+from mlagent_jax.env.zygote import map_users, namespaces, protocol
 from mlagent_jax.errors import ConfigError
 
 Isolation = Literal["bubblewrap", "process (not isolated)"]
@@ -34,12 +34,12 @@ _SYSTEM_DIRS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 # one distribution keeps everything.
 _SYSTEM_EXTRAS = ("/etc/ld.so.cache", "/etc/alternatives", "/nix/store")
 _BOOT = """
-import sys
-folder = sys.argv.pop(1)
+import importlib, sys
+_, folder, module, *arguments = sys.argv
 sys.path.append(folder)
-from zygote.main import main
+main = importlib.import_module('zygote.' + module).main
 sys.path.remove(folder)
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(arguments))
 """
 
 
@@ -172,11 +172,15 @@ class Sandbox:
 
     def _command(self, fd: int, settings: protocol.Settings) -> list[str]:
         folder = _ZYGOTE_MOUNT if self._is_bubblewrap else _ZYGOTE_DIR.parent
-        python = [sys.executable, "-B", "-P", "-s", "-c", _BOOT, str(folder)]
-        zygote = [*python, str(fd), settings.to_json()]
+        zygote = [*_python(folder, "main"), str(fd), settings.to_json()]
         if not self._is_bubblewrap:
             return zygote
         return [*bubblewrap_command(self._data_dirs), "--", *zygote]
+
+
+def _python(folder: Path, module: str) -> list[str]:
+    """Returns a command that runs `main` of a module of the zygote package."""
+    return [sys.executable, "-B", "-P", "-s", "-c", _BOOT, str(folder), module]
 
 
 def script_environment() -> dict[str, str]:
@@ -202,8 +206,8 @@ def bubblewrap_command(data_dirs: Sequence[Path]) -> list[str]:
 
     Inside are: system libraries and the interpreter with its packages, the zygote's
     source and the data, all read-only; a private /dev and /proc; nothing else, and no
-    network. The zygote keeps two capabilities over its own user namespace: to uncover
-    /proc, and to map its user, who is 0 there, to another one in a script's namespace.
+    network. If we are root, the zygote keeps what it needs to uncover /proc and to make a
+    script another user, in a user namespace of its own; else it needs nothing.
 
     Args:
       data_dirs: mounted at namespaces.TASKS_DIR/<index>.
@@ -214,11 +218,15 @@ def bubblewrap_command(data_dirs: Sequence[Path]) -> list[str]:
     program = shutil.which("bwrap")
     if program is None:
         raise SandboxDiedError("bubblewrap is not installed: no `bwrap` on PATH")
-    command = [program, "--unshare-all", "--unshare-user", "--die-with-parent"]
-    command += ["--new-session", "--uid", "0", "--gid", "0"]
-    command += ["--cap-drop", "ALL"]
-    for capability in ("CAP_SYS_ADMIN", "CAP_SETFCAP"):
-        command += ["--cap-add", capability]
+    command = [program, "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    command += [f"--unshare-{kind}" for kind in ("pid", "net", "ipc", "uts")]
+    if os.geteuid() == 0:
+        command = [*_python(_ZYGOTE_DIR.parent, "map_users"), *command]
+        for capability in ("SYS_ADMIN", "SETUID", "SETGID"):
+            command += ["--cap-add", f"CAP_{capability}"]
+    else:
+        user = str(map_users.SCRIPT_ID)
+        command += ["--unshare-user", "--uid", user, "--gid", user]
     for path in _SYSTEM_DIRS:
         if os.path.islink(path):
             command += ["--symlink", os.readlink(path), path]
@@ -226,13 +234,16 @@ def bubblewrap_command(data_dirs: Sequence[Path]) -> list[str]:
             command += ["--ro-bind", path, path]
     for path in _SYSTEM_EXTRAS:
         command += ["--ro-bind-try", path, path]
-    for path in interpreter_paths():
-        command += ["--ro-bind", str(path), str(path)]
-    command += ["--ro-bind", str(_ZYGOTE_DIR), str(_ZYGOTE_MOUNT / "zygote")]
+    binds = {path: path for path in interpreter_paths()}
+    binds[_ZYGOTE_MOUNT / "zygote"] = _ZYGOTE_DIR
     for index, path in enumerate(data_dirs):
-        command += ["--ro-bind", str(path), f"{namespaces.TASKS_DIR}/{index}"]
-    for path in (_WORKSPACE, namespaces.TASKS_DIR, "/tmp"):
-        command += ["--dir", path]
+        binds[Path(namespaces.TASKS_DIR, str(index))] = path
+    # Left to itself, bubblewrap makes folders that only root can pass.
+    parents = {folder for path in binds for folder in path.parents}
+    for folder in sorted({*parents, Path(_WORKSPACE), Path("/tmp")} - {Path("/")}):
+        command += ["--dir", str(folder)]
+    for path, source in binds.items():
+        command += ["--ro-bind", str(source), str(path)]
     command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm"]
     return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
 

@@ -25,7 +25,7 @@ from mlagent_jax.types import Task
 
 EnvironmentFactory = Callable[[Mapping[str, Task], Path, EnvConfig], Environment]
 
-_ORPHAN_GRACE_S = 1.0
+_ORPHAN_GRACE_S = 4.0  # for an idle worker to close its sandbox
 
 
 def make_environment(

@@ -32,7 +32,7 @@ from mlagent_jax.types import State, StepRecord, Task
 _log = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 2
-_HANG_GRACE_S = 60.0  # on top of twice the script's own limit
+_HANG_GRACE_S = 180.0  # on top of twice the script's limit: retries, a new sandbox
 _CHECK_S = 0.2  # how often deaths are looked for while waiting
 _CLOSE_S = 5.0  # how long a worker may take to clean up
 

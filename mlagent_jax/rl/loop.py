@@ -23,6 +23,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import jax
 import optax
 
 from mlagent_jax.config import ModelConfig, PpoConfig, RunConfig
@@ -33,6 +34,8 @@ from mlagent_jax.env.task import load_tasks
 from mlagent_jax.env.worker_pool import WorkerPool
 from mlagent_jax.errors import ConfigError, DivergedError
 from mlagent_jax.model import hf, qwen2
+from mlagent_jax.parallel.mesh import make_mesh
+from mlagent_jax.parallel.sharding import replicated
 from mlagent_jax.policy.local import LocalPolicy
 from mlagent_jax.rl.learner import Learner
 from mlagent_jax.rl.ppo import PpoState
@@ -66,7 +69,9 @@ def run_ppo(
 ) -> PpoState:
     """Trains the fine-tuned policy of a run in <workdir>/ppo.
 
-    Called again after it was stopped at any moment, it ends with the same state.
+    Called again after it was stopped at any moment, it ends with the same state, as
+    long as scripts score the same when they run again and none was dropped for our
+    own fault.
 
     Args:
       config: of the run.
@@ -94,20 +99,26 @@ def run_ppo(
     experts = TrajectoryFile(workdir / "trajectories" / "expert.jsonl")
     states = StatePool([experts], held_in)
     sft_params = load_sft_params(workdir, model_cfg)
+    mesh = make_mesh(config.mesh)
     with ExitStack() as stack:
         workers = stack.enter_context(WorkerPool(tasks, store.root, config.env))
         policy = LocalPolicy(
             name="ppo",
             graphdef=graphdef,
-            params=sft_params,
+            params=jax.device_put(sft_params, replicated(mesh)),
             tokenizer=tokenizer,
             cfg=config.sample,
             max_prompt_tokens=config.prompt.max_prompt_tokens,
+            mesh=mesh,
         )
         stack.callback(policy.close)
 
+        def set_params(params: Params) -> None:
+            # The sampler wants a full copy, the trainer keeps its shards.
+            policy.set_params(jax.device_put(params, replicated(mesh)))
+
         def collect(update: int, params: Params) -> Rollout:
-            policy.set_params(params)
+            set_params(params)
             return collect_rollout(
                 update,
                 config=config,
@@ -119,7 +130,7 @@ def run_ppo(
             )
 
         def probe(params: Params) -> list[dict[str, Any]]:
-            policy.set_params(params)
+            set_params(params)
             return run_probe(
                 config=config,
                 policy=policy,

@@ -128,7 +128,6 @@ class Engine:
         self._rejected: list[Finished] = []
         self._rows: list[_Request | None] = [None] * cfg.num_slots
         self._free = collections.deque(range(cfg.num_slots))
-        self._keep_B = np.ones(cfg.num_slots, bool)
         self._pending_ids: set[str] = set()
         chunk_size = cfg.prefill_chunk
         self._longest = -(-cfg.prompt_buckets[-1] // chunk_size) * chunk_size
@@ -192,9 +191,9 @@ class Engine:
         finished, self._rejected = self._rejected, []
         if self._waiting and self._free:
             self._admit()
-        if any(request is not None for request in self._rows):
-            keep_B = self._programs.put(self._keep_B)
-            self._keep_B = np.ones(self._cfg.num_slots, bool)
+        is_used_B = np.array([request is not None for request in self._rows])
+        if is_used_B.any():
+            keep_B = self._programs.put(is_used_B)
             self._state = self._programs.decode(self._params, self._state, keep_B)
             self.counters.visits += 1
             finished += self._collect(self._state)
@@ -286,7 +285,6 @@ class Engine:
             )
             self._rows[row] = None
             self._free.append(row)
-            self._keep_B[row] = False
             self.counters.replies += 1
             self.counters.reply_tokens += num_kept
         return finished

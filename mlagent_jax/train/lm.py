@@ -188,30 +188,22 @@ def run_lm(
       DivergedError: loss or gradient is not finite; checkpoints from before it stay.
     """
     optimizer = make_optimizer(run.optimizer, run.num_updates)
-    abstract_state = jax.eval_shape(
-        lambda params: init_state(params, optimizer), run.abstract_params
+    abstract_state = abstract_on_mesh(
+        jax.eval_shape(lambda p: init_state(p, optimizer), run.abstract_params),
+        run.mesh,
     )
-    shardings = tree_shardings(run.mesh, abstract_state)
-    rows_sharding = batch_sharding(run.mesh)
-    step_fn = make_lm_step(
-        run.graphdef,
-        optimizer,
-        micro_batches=run.micro_batches,
-        state_shardings=shardings,
-        rows_sharding=rows_sharding,
-    )
-    eval_fn = make_lm_eval(run.graphdef)
-    schedule = make_schedule(run.optimizer, run.num_updates)
-    batches = iter(run.batches)
-    with Checkpoints(
-        run.directory / "checkpoints", run.keep_checkpoints, best_metric="loss"
-    ) as checkpoints:
-        restored = checkpoints.restore_latest(
-            _with_shardings(abstract_state, shardings)
-        )
+    with (
+        jax.set_mesh(run.mesh),
+        Checkpoints(
+            run.directory / "checkpoints", run.keep_checkpoints, best_metric="loss"
+        ) as checkpoints,
+    ):
+        batches = iter(run.batches)
+        restored = checkpoints.restore_latest(abstract_state)
         if restored is None:
-            state = init_state(initial_params(), optimizer)
-            state, first = jax.device_put(state, shardings), 0
+            shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+            state = jax.device_put(init_state(initial_params(), optimizer), shardings)
+            first = 0
         else:
             state, first = restored.tree, restored.step
             _check_resumed(run, first, restored.meta)
@@ -220,24 +212,54 @@ def run_lm(
             MetricsWriter(run.directory, first) as writer,
             progress(run.num_updates, run.name, "update", first) as bar,
         ):
-            unread: list[tuple[int, Metrics]] = []
-            for done in range(first + 1, run.num_updates + 1):
-                batch = place_batch(next(batches), rows_sharding)
-                state, metrics = step_fn(state, batch)
-                unread.append((done, metrics))
-                bar.update(1)
-                is_save = done % run.eval_every == 0 or done == run.num_updates
-                if is_save or len(unread) == _READ_EVERY:
-                    loss = _write_metrics(run, writer, unread, schedule)
-                    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                    unread = []
-                if is_save:
-                    summary = _evaluate(run, eval_fn, state.params, rows_sharding)
-                    writer.write(done, {f"eval/{k}": v for k, v in summary.items()})
-                    meta = {"data": batches.get_state(), "identity": run.identity}
-                    ranking = summary or {"loss": math.inf}
-                    checkpoints.save(done, state, meta, ranking)
+            return _train(run, optimizer, state, batches, checkpoints, writer, bar)
+
+
+def _train(
+    run: LmRun,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batches: grain.DatasetIterator[SftBatch],
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    bar: ProgressBar,
+) -> TrainState:
+    """Returns the state after the last update; the loop of `run_lm`."""
+    rows_sharding = batch_sharding(run.mesh)
+    step_fn = make_lm_step(
+        run.graphdef,
+        optimizer,
+        micro_batches=run.micro_batches,
+        state_shardings=jax.tree.map(lambda x: x.sharding, state),
+        rows_sharding=rows_sharding,
+    )
+    eval_fn = make_lm_eval(run.graphdef)
+    unread: list[tuple[int, Metrics]] = []
+    for done in range(int(jax.device_get(state.step)) + 1, run.num_updates + 1):
+        state, metrics = step_fn(state, place_batch(next(batches), rows_sharding))
+        unread.append((done, metrics))
+        bar.update(1)
+        is_save = done % run.eval_every == 0 or done == run.num_updates
+        if is_save or len(unread) == _READ_EVERY:
+            loss = _write_metrics(run, writer, unread)
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            unread = []
+        if is_save:
+            scores = _evaluate(run, eval_fn, state.params, rows_sharding)
+            if scores:
+                writer.write(done, {f"eval/{k}": v for k, v in scores.items()})
+            meta = {"data": batches.get_state(), "identity": run.identity}
+            checkpoints.save(done, state, meta, scores or {"loss": math.inf})
     return state
+
+
+def abstract_on_mesh(abstract: Any, mesh: Mesh) -> Any:
+    """Returns the `jax.ShapeDtypeStruct`s of a tree with their place on `mesh`."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract,
+        tree_shardings(mesh, abstract),
+    )
 
 
 def place_batch(batch: SftBatch, sharding: Sharding) -> SftBatch:
@@ -270,14 +292,6 @@ def _split_rows(x_BT: Any, num_parts: int) -> Array:
     return x_BT.reshape(rows // num_parts, num_parts, width).swapaxes(0, 1)
 
 
-def _with_shardings(abstract: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        abstract,
-        shardings,
-    )
-
-
 def _check_resumed(run: LmRun, step: int, meta: Mapping[str, Any]) -> None:
     saved, ours = meta["identity"], dict(run.identity)
     changed = sorted(k for k in saved | ours if saved.get(k) != ours.get(k))
@@ -294,13 +308,13 @@ def _write_metrics(
     run: LmRun,
     writer: MetricsWriter,
     unread: list[tuple[int, Metrics]],
-    schedule: optax.Schedule,
 ) -> float:
     """Writes the metrics of the last updates and returns their mean loss.
 
     Raises:
       DivergedError: one of them is not finite.
     """
+    schedule = make_schedule(run.optimizer, run.num_updates)
     values = jax.device_get([metrics for _, metrics in unread])
     for (step, _), metrics in zip(unread, values, strict=True):
         if not all(math.isfinite(metrics[k]) for k in ("loss", "grad_norm")):

@@ -11,20 +11,51 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from mlagent_jax.config import RunConfig
-from mlagent_jax.data.examples import TokenExample
+from mlagent_jax.data.examples import TokenExample, encode_example, expert_chats
 from mlagent_jax.data.pipeline import make_batches, split_examples
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import hf, qwen2
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.train.checkpoint import load_params
-from mlagent_jax.train.lm import LmRun, Progress, run_lm
+from mlagent_jax.train.lm import LmRun, Progress, abstract_on_mesh, run_lm
+from mlagent_jax.train.pretrain import prepare_tokenizer
 from mlagent_jax.train.state import Params, TrainState
 from mlagent_jax.types import to_json
 
+# Fields that may change when a stage is resumed: they do not touch the weights.
+_FREE_FIELDS = ("eval_every", "keep_checkpoints")
 
-def run_sft(
+
+def run_sft(config: RunConfig, workdir: Path, *, progress: Progress) -> TrainState:
+    """Trains on a run's expert trajectories in <workdir>/sft.
+
+    Called again after it was stopped at any moment, it ends with the same state.
+
+    Args:
+      config: of the run.
+      workdir: run directory with tasks/, trajectories/ and, if `config.pretrain` is
+        given, pretrain/.
+      progress: makes progress bars.
+
+    Raises:
+      ConfigError: tokenizer and model do not fit, or the directory holds
+        checkpoints of other settings.
+      CheckpointError: starting weights or checkpoints are unusable.
+      DataError: the trajectories are unusable, or every example is too long.
+      DivergedError: loss or gradient is not finite.
+    """
+    tokenizer = prepare_tokenizer(config, workdir)
+    chats = expert_chats(config, workdir)
+    examples = [encode_example(chat, tokenizer) for chat in chats]
+    return train_sft(
+        config, workdir, examples, pad_id=tokenizer.pad_id, progress=progress
+    )
+
+
+def train_sft(
     config: RunConfig,
     workdir: Path,
     examples: Sequence[TokenExample],
@@ -32,14 +63,11 @@ def run_sft(
     pad_id: int,
     progress: Progress,
 ) -> TrainState:
-    """Trains in <workdir>/sft and returns the last state.
-
-    Every call with the same arguments ends with the same state, however often an
-    earlier one was stopped.
+    """Trains on given examples; see `run_sft`.
 
     Args:
       config: of the run.
-      workdir: run directory; its pretrain/ is read if `config.pretrain` is given.
+      workdir: run directory.
       examples: all of them; some trajectories are held back for the evaluation
         loss, by which the best checkpoint is kept besides the last ones.
       pad_id: token of padding.
@@ -48,9 +76,6 @@ def run_sft(
     Raises:
       ConfigError: the tokens do not fit the model's vocabulary, or the directory
         holds checkpoints of other settings.
-      CheckpointError: starting weights or checkpoints are unusable.
-      DataError: no example is short enough.
-      DivergedError: loss or gradient is not finite.
     """
     cfg = config.sft
     model_cfg = hf.load_config(Path(config.init)) if config.init else config.model
@@ -87,28 +112,27 @@ def run_sft(
         keep_checkpoints=cfg.keep_checkpoints,
         identity={
             "seed": config.seed,
-            "sft": to_json(cfg),
+            "sft": {k: v for k, v in to_json(cfg).items() if k not in _FREE_FIELDS},
             "examples": _fingerprint(examples),
         },
     )
-    return run_lm(run, lambda: initial_params(config, workdir), progress)
+    return run_lm(run, lambda: initial_params(config, workdir, run.mesh), progress)
 
 
-def initial_params(config: RunConfig, workdir: Path) -> Params:
-    """Returns the weights that fine-tuning starts from.
+def initial_params(config: RunConfig, workdir: Path, mesh: Mesh) -> Params:
+    """Returns the weights that fine-tuning starts from, placed on `mesh`.
 
     Raises:
       CheckpointError: they are missing or damaged.
     """
     if config.init is not None:
-        return hf.load_folder(Path(config.init))[1]
+        return hf.load_folder(Path(config.init), mesh)[1]
     assert config.model is not None  # RunConfig has exactly one of init and model
+    template = abstract_on_mesh(qwen2.abstract_params(config.model), mesh)
     if config.pretrain is not None:
-        return load_params(
-            workdir / "pretrain" / "checkpoints",
-            template=qwen2.abstract_params(config.model),
-        )
-    return qwen2.init_params(config.model, jax.random.key(config.seed))
+        return load_params(workdir / "pretrain" / "checkpoints", template=template)
+    params = qwen2.init_params(config.model, jax.random.key(config.seed))
+    return jax.device_put(params, jax.tree.map(lambda x: x.sharding, template))
 
 
 def _fingerprint(examples: Sequence[TokenExample]) -> str:

@@ -7,7 +7,7 @@ from mlagent_jax.env.task import PreparedData
 
 NUM_TRAIN = 600
 NUM_ROWS = 2_200
-SIZE = 9
+SIZE = 8
 
 
 def prepare(rng: np.random.Generator) -> PreparedData:
@@ -15,7 +15,7 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     n = NUM_ROWS
     y, x = np.mgrid[:SIZE, :SIZE]
     slope = rng.normal(0, 1.0, (n, 2, 1, 1))
-    images = 0.4 * (slope[:, 0] * (y - 4) + slope[:, 1] * (x - 4))
+    images = 0.4 * (slope[:, 0] * (y - 3.5) + slope[:, 1] * (x - 3.5))
     images = images + rng.normal(0, 3.0, (n, SIZE, SIZE))
     # Bare stones: dark dots that a cactus is easily mistaken for.
     for _ in range(2):
@@ -23,7 +23,7 @@ def prepare(rng: np.random.Generator) -> PreparedData:
         images[np.arange(n), rows, cols] -= 7.0
     has_cactus = rng.integers(0, 2, n)
     for i in np.flatnonzero(has_cactus):
-        trunk, top = rng.integers(2, 7), rng.integers(1, 4)
+        trunk, top = rng.integers(1, SIZE - 1), rng.integers(0, 4)
         images[i, top : top + 5, trunk] -= 7.0
         arm = trunk + rng.choice([-1, 1])
         images[i, top + 1 : top + 3, arm] -= 6.0

@@ -9,8 +9,8 @@ y = train.pop("has_cactus")
 cols = train.columns[::3]
 
 scale = preprocessing.FunctionTransformer()
-select = decomposition.PCA(4, random_state=0)
-model = neighbors.KNeighborsClassifier(50)
+select = decomposition.PCA(8, random_state=0)
+model = linear_model.LogisticRegression(C=0.001)
 pipe = pipeline.make_pipeline(scale, select, model)
 
 part = train.sample(frac=0.3, random_state=0)

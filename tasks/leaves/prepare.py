@@ -16,13 +16,13 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     """Returns red, green and blue pixels; rust is orange, scab dark, both random."""
     n = NUM_ROWS
     state = rng.choice(len(STATES), n, p=FREQUENCIES)
-    light = rng.normal(0, 8.0, (n, 1, 1, 1))
+    light = rng.normal(0, 5.0, (n, 1, 1, 1))
     leaf = np.array([60.0, 110.0, 50.0]) + rng.normal(0, 6.0, (n, 1, 1, 3))
     images = leaf + light + rng.normal(0, 9.0, (n, SIZE, SIZE, 3))
     for i in range(n):
         for sick, color in ((2, (45.0, -20.0, -15.0)), (3, (-25.0, -40.0, -20.0))):
             if state[i] in {1, sick}:
-                num_spots = rng.integers(2, 5)
+                num_spots = rng.integers(3, 6)
                 rows, cols = rng.integers(0, SIZE, (2, num_spots))
                 images[i, rows, cols] += np.array(color)
     pixels = np.clip(np.round(images), 0, 255).astype(int)

@@ -3,12 +3,12 @@
 from collections import Counter
 
 import pytest
-from samples import make_edit, make_step, make_task, make_trajectory
 
 from mlagent_jax.data.state_pool import StatePool
 from mlagent_jax.data.trajectories import TrajectoryFile, TrajectoryWriter
 from mlagent_jax.errors import DataError
 from mlagent_jax.types import Action, ActionKind, Outcome
+from tests.samples import make_edit, make_step, make_task, make_trajectory
 
 EDIT = make_edit("a\n", "b\n")
 STEPS = (

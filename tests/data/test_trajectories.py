@@ -6,11 +6,11 @@ import os
 import tracemalloc
 
 import pytest
-from samples import make_edit, make_step, make_trajectory
 
 from mlagent_jax.data import trajectories
 from mlagent_jax.data.trajectories import TrajectoryFile, TrajectoryWriter
 from mlagent_jax.errors import DataError, EnvUnavailableError
+from tests.samples import make_edit, make_step, make_trajectory
 
 STEP = make_step(make_edit("a\n", "b\n"), 0.5, 0.6, feedback="\u2713 \ud800 done")
 

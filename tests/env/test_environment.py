@@ -6,12 +6,6 @@ import logging
 import random
 
 import pytest
-from fakes import (
-    FakeExecutor,
-    make_fake_environment,
-    make_graded_task,
-    make_submission,
-)
 
 from mlagent_jax.config import EnvConfig
 from mlagent_jax.env.environment import Environment, advance
@@ -28,6 +22,12 @@ from mlagent_jax.types import (
     StepStatus,
     from_json,
     to_json,
+)
+from tests.fakes import (
+    FakeExecutor,
+    make_fake_environment,
+    make_graded_task,
+    make_submission,
 )
 
 CFG = EnvConfig(use_cache=False)

@@ -5,11 +5,11 @@ import math
 import random
 
 import pytest
-from samples import make_edit, make_step, make_task
 
 from mlagent_jax.config import RewardConfig
 from mlagent_jax.env.reward import compute_reward
 from mlagent_jax.types import Action, ActionKind, ExecResult, Outcome
+from tests.samples import make_edit, make_step, make_task
 
 V1, V2 = RewardConfig(preset="paper_v1"), RewardConfig(preset="paper_v2")
 BOUNDED = RewardConfig(preset="bounded")

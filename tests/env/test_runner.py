@@ -5,7 +5,6 @@ import logging
 import random
 
 import pytest
-from fakes import FakePolicy, make_fake_environment, make_graded_task
 
 from mlagent_jax.config import EnvConfig, PromptConfig
 from mlagent_jax.env.runner import (
@@ -21,6 +20,7 @@ from mlagent_jax.errors import EnvUnavailableError
 from mlagent_jax.policy.base import Reply
 from mlagent_jax.text.actions import render_action
 from mlagent_jax.types import Action, ActionKind, Outcome, StepStatus
+from tests.fakes import FakePolicy, make_fake_environment, make_graded_task
 
 PROMPT = PromptConfig(style="brief", history_steps=0)
 

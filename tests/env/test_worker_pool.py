@@ -11,11 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes import (
-    make_broken_environment,
-    make_fake_environment,
-    make_graded_task,
-)
 
 from mlagent_jax.config import EnvConfig
 from mlagent_jax.env import worker_pool
@@ -24,8 +19,13 @@ from mlagent_jax.env.worker_pool import JobResult, WorkerPool
 from mlagent_jax.errors import DataError, EnvUnavailableError, TaskError
 from mlagent_jax.text.actions import render_action
 from mlagent_jax.types import Action, ActionKind, Limits, Outcome, StepRecord
+from tests.fakes import (
+    make_broken_environment,
+    make_fake_environment,
+    make_graded_task,
+)
 
-TESTS = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def write(script):
@@ -229,9 +229,9 @@ def test_closing_ends_busy_and_idle_workers(task, root, state):
 def test_workers_end_with_a_killed_parent_even_in_a_script(task, root, tmp_path):
     program = f"""
         import sys, time
-        sys.path[:0] = [{str(TESTS)!r}]
+        sys.path[:0] = [{str(ROOT)!r}]
         from pathlib import Path
-        from fakes import make_fake_environment, make_graded_task
+        from tests.fakes import make_fake_environment, make_graded_task
         from mlagent_jax.config import EnvConfig
         from mlagent_jax.env.worker_pool import WorkerPool
 

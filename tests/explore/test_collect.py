@@ -4,8 +4,6 @@ import json
 import zlib
 
 import pytest
-from samples import SCRIPT, make_task
-from test_ideas import MANY
 
 from mlagent_jax.config import CollectConfig, EnvConfig, PromptConfig, RunConfig
 from mlagent_jax.data.trajectories import TrajectoryFile
@@ -19,6 +17,8 @@ from mlagent_jax.explore.ideas import load_moves
 from mlagent_jax.policy.scripted import ScriptedPolicy
 from mlagent_jax.text.actions import parse_reply
 from mlagent_jax.types import ActionKind, Outcome, State, StepRecord, StepStatus
+from tests.explore.test_ideas import MANY
+from tests.samples import SCRIPT, make_task
 
 TASK_IDS = ("first", "second")
 

@@ -1,11 +1,11 @@
 """Idea pools are large, distinct and readable by the expert; bad files are named."""
 
 import pytest
-from samples import SCRIPT
 
 from mlagent_jax.errors import TaskError
 from mlagent_jax.explore.ideas import generate_ideas, load_moves, read_moves
 from mlagent_jax.policy.moves import find_moves
+from tests.samples import SCRIPT
 
 GOOD = """\
 [[model]]

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def test_gradient_equals_that_of_a_plain_log_softmax(tiny_config, tiny_params, b
 
 def test_no_array_of_all_logits_exists(tiny_config, tiny_params):
     graphdef = qwen2.make_graphdef(tiny_config)
-    num_tokens, chunk_size = 64, 8
+    num_tokens, chunk_size = 56, 8  # unlike any size of the model
     tokens_BT = jnp.zeros((2, num_tokens), jnp.int32)
 
     def loss(params):
@@ -118,6 +119,9 @@ def test_no_array_of_all_logits_exists(tiny_config, tiny_params):
     assert f"<2x{chunk_size}x{vocab_size}xf32>" in text
     assert f"x{num_tokens}x{vocab_size}xf32>" not in text
     assert f"<{num_tokens // chunk_size}x2x{chunk_size}x{vocab_size}xf32>" not in text
+    # Nor one of all attention scores or masks: at most those of one row and head.
+    assert f"<2x{num_tokens}x{num_tokens}xf32>" in text
+    assert not re.search(rf"x\d+x{num_tokens}x{num_tokens}x(f32|i1)>", text)
 
 
 def test_a_temperature_of_zero_is_refused(tiny_config, tiny_params, batch):

@@ -1,4 +1,4 @@
-"""A bandit in place of tasks and scripts: which token earns the reward is in the prompt.
+"""A bandit in place of tasks: which token earns the reward stands in the prompt.
 
 The whole learner runs on it in seconds, and its best mean reward is known.
 """
@@ -20,7 +20,7 @@ from mlagent_jax.env.reward import Reward
 from mlagent_jax.model import qwen2
 from mlagent_jax.policy.base import Reply
 from mlagent_jax.rl.rollout import DroppedSample, Rollout, Sample, derive_seed
-from samples import make_step, make_task
+from tests.samples import make_step, make_task
 
 CUES = (4, 5, 6, 7)
 GOOD, BAD = 0.9, 0.1

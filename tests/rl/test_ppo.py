@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bandit import MODEL, NUM_SAMPLES, Bandit, make_config, make_policy_params
 
 from mlagent_jax.config import PpoConfig
 from mlagent_jax.model import qwen2
@@ -23,6 +22,7 @@ from mlagent_jax.rl.ppo import (
     make_ppo_step,
     make_score_fn,
 )
+from tests.rl.bandit import MODEL, NUM_SAMPLES, Bandit, make_config, make_policy_params
 
 GRAPHDEF = qwen2.make_graphdef(MODEL)
 NUM_ROWS = 8

@@ -1,7 +1,6 @@
 """What a prompt shows, and that the expert can read it back."""
 
 import pytest
-from samples import SCRIPT, make_edit, make_state, make_step, make_task
 
 from mlagent_jax.config import PromptConfig
 from mlagent_jax.text.actions import parse_reply
@@ -16,6 +15,7 @@ from mlagent_jax.text.prompt import (
     window_snapshot,
 )
 from mlagent_jax.types import Action, ActionKind, Outcome
+from tests.samples import SCRIPT, make_edit, make_state, make_step, make_task
 
 RIDGE = make_edit("model = linear_model.Ridge()\n", "model = linear_model.Lasso()\n")
 UNDO = Action(kind=ActionKind.UNDO)

@@ -22,10 +22,12 @@ MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+_PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
+_CAP_DAC_READ_SEARCH = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _MAX_OPEN_FILES = 512
 
@@ -120,31 +122,52 @@ def adopt_orphans() -> None:
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def drop_privileges() -> None:
+def become_user(number: int, *, keep_capabilities: bool = False) -> None:
+    """Becomes user and group `number`, without other groups.
+
+    Raises:
+      OSError: we are not root, or the number is not mapped here.
+    """
+    prctl(_PR_SET_KEEPCAPS, int(keep_capabilities))
+    os.setgroups([])
+    os.setresgid(number, number, number)
+    os.setresuid(number, number, number)
+    set_traceable(True)  # the change switches it off, and /proc/self with it
+
+
+def drop_privileges(*, keep_read_search: bool = False) -> None:
     """Gives up every capability, now and after any exec, for good.
+
+    Args:
+      keep_read_search: keep the one that reads files without permission.
 
     Raises:
       OSError: the kernel refuses.
     """
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    for capability in range(64):
+    kept = {_CAP_DAC_READ_SEARCH} if keep_read_search else set[int]()
+    for capability in set(range(64)) - kept:
         try:
             prctl(_PR_CAPBSET_DROP, capability)
         except OSError:
             break  # past the kernel's last one, or not ours to drop
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
-    check(_libc.capset(header, nothing), "capset")
+    low = sum(1 << capability for capability in kept)
+    # effective, permitted, inheritable: the lower 32 of each, then the upper
+    sets = (ctypes.c_uint32 * 6)(low, low, low, 0, 0, 0)
+    check(_libc.capset(header, sets), "capset")
+    for capability in kept:
+        prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
 
 
-def set_limits(job: Job, num_other_processes: int | None) -> None:
+def set_limits(job: Job, num_other_processes: int) -> None:
     """Sets the kernel's own limits on this process and what it starts.
 
     Args:
       job: the limits.
-      num_other_processes: processes of this user that are none of the script's;
-        None leaves the number of processes to the supervisor's watch.
+      num_other_processes: processes and threads that count for this user and are
+        none of the script's.
 
     Raises:
       OSError: a limit is above what the host allows.
@@ -157,8 +180,7 @@ def set_limits(job: Job, num_other_processes: int | None) -> None:
     _lower(resource.RLIMIT_FSIZE, job.file_bytes)
     _lower(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES)
     _lower(resource.RLIMIT_CORE, 0)
-    if num_other_processes is not None:
-        _lower(resource.RLIMIT_NPROC, job.num_processes + num_other_processes)
+    _lower(resource.RLIMIT_NPROC, job.num_processes + num_other_processes)
 
 
 def _lower(kind: int, value: int) -> None:

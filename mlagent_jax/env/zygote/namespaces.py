@@ -10,12 +10,13 @@ Nothing that it can write to exists before or after the run.
 
 import contextlib
 import os
+import signal
 
 from . import confine, syscall_filter
+from .map_users import SCRIPT_ID
 from .protocol import Job, Settings
 
 TASKS_DIR = "/tasks"  # bubblewrap mounts every task's public data below
-_USER_ID = 1000  # what a script sees; on the host it is the user who started us
 _TMPFS_FLAGS = confine.MS_NOSUID | confine.MS_NODEV
 _MAX_SCRATCH_FILES = 4096
 
@@ -37,10 +38,11 @@ class NamespaceConfinement:
         """
         self._workspace = settings.workspace_root
         self._own_pids: frozenset[int] = frozenset()
-        # Where bubblewrap runs as root it covers parts of /proc, and the kernel lets
-        # nobody mount a fresh /proc whose present one is covered. Ours is read-only.
-        for path in _mounts_below("/proc"):
-            confine.unmount(path)
+        if os.getuid() == 0:
+            # bubblewrap as root covers parts of /proc, and the kernel lets nobody mount
+            # a fresh /proc where the present one is covered. A script's is read-only.
+            for path in _mounts_below("/proc"):
+                confine.unmount(path)
 
     def prepare(self, job: Job) -> str:
         """Enters new namespaces (supervisor); returns the empty workspace.
@@ -49,7 +51,9 @@ class NamespaceConfinement:
           OSError: the kernel refuses.
         """
         self._own_pids = frozenset(_numbers_in_proc())
-        outer_uid, outer_gid = os.getuid(), os.getgid()
+        if os.getuid() == 0:
+            confine.become_user(SCRIPT_ID)
+            confine.die_with_parent()  # the change of user switched it off
         confine.unshare(
             confine.CLONE_NEWUSER
             | confine.CLONE_NEWNS
@@ -57,14 +61,17 @@ class NamespaceConfinement:
             | confine.CLONE_NEWIPC
         )
         _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{_USER_ID} {outer_uid} 1")
-        _write("/proc/self/gid_map", f"{_USER_ID} {outer_gid} 1")
+        _write("/proc/self/uid_map", f"{SCRIPT_ID} {SCRIPT_ID} 1")
+        _write("/proc/self/gid_map", f"{SCRIPT_ID} {SCRIPT_ID} 1")
         with contextlib.suppress(OSError):  # system-call filter refuses them too
             _write("/proc/sys/user/max_user_namespaces", "0")
         confine.mount("none", "/", "", confine.MS_REC | confine.MS_PRIVATE)
         _mount_tmpfs(self._workspace, job.scratch_bytes)
         os.mkdir(os.path.join(self._workspace, "data"))
         return self._workspace
+
+    def hand_over(self) -> None:
+        """The workspace belongs to the script's user already."""
 
     def enter(self, job: Job) -> None:
         """Confines the script's process for good.
@@ -100,6 +107,10 @@ class NamespaceConfinement:
     def pids(self) -> list[int]:
         """Returns the processes of the run (in the supervisor's numbering)."""
         return [p for p in _numbers_in_proc() if p not in self._own_pids]
+
+    def kill(self, pid: int) -> None:
+        """Kills the run, of which `pid` is the first process."""
+        os.kill(pid, signal.SIGKILL)
 
     def kill_rest(self) -> None:
         """Nothing is left to kill once the namespace's first process is dead."""

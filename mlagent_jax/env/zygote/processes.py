@@ -27,6 +27,8 @@ from .protocol import Job, Settings
 
 _KILL_TIMEOUT_S = 5.0
 _MAX_EVENTS = 5
+_FIRST_ID, _NUM_IDS = 64_200, 1_000
+_SPARE_THREADS = 200
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/shm")
 
 
@@ -45,6 +47,9 @@ class ProcessConfinement:
         confine.set_traceable(False)
         self._root = settings.workspace_root
         self._readable = (*settings.readable, "/proc")
+        # If we are root, a script is another user: one whom the kernel counts and who
+        # owns nothing. One a zygote, so that they do not count for each other.
+        self._script_id = _FIRST_ID + os.getpid() % _NUM_IDS
         self._run_dir = ""
         self._workspace = ""
         self._data_before: dict[str, tuple[int, ...]] = {}
@@ -67,6 +72,17 @@ class ProcessConfinement:
         os.mkdir(os.path.join(self._run_dir, "tmp"))
         return self._workspace
 
+    def hand_over(self) -> None:
+        """Gives the finished workspace to the user whom scripts run as.
+
+        Raises:
+          OSError: we may not.
+        """
+        if os.getuid() == 0:
+            for folder, _, names in os.walk(self._run_dir):
+                for path in (folder, *(os.path.join(folder, n) for n in names)):
+                    os.chown(path, self._script_id, self._script_id)
+
     def enter(self, job: Job) -> None:
         """Confines the script's process as far as this backend can.
 
@@ -77,10 +93,15 @@ class ProcessConfinement:
         os.chdir(self._workspace)
         os.environ["TMPDIR"] = os.environ["HOME"] = os.path.join(self._run_dir, "tmp")
         tempfile.tempdir = None
-        # The kernel counts processes per user, not per script: left to the watch.
-        confine.set_limits(job, num_other_processes=None)
         protected_pids = syscall_filter.own_ancestors()
-        confine.drop_privileges()
+        is_root = os.getuid() == 0
+        if is_root:
+            confine.become_user(self._script_id, keep_capabilities=True)
+        # The kernel counts processes per user: ours count here, and may grow.
+        others = 0 if is_root else _threads_of_this_user() + _SPARE_THREADS
+        confine.set_limits(job, num_other_processes=others)
+        # Packages may lie in root's home, where another user has no permission.
+        confine.drop_privileges(keep_read_search=is_root)
         confine.die_with_parent()
         confine.set_traceable(True)
         landlock.restrict(self._readable, (self._run_dir, *_DEVICES))
@@ -112,6 +133,11 @@ class ProcessConfinement:
             return True  # folders nested a thousand deep
         return total > job.scratch_bytes
 
+    def kill(self, pid: int) -> None:
+        """Kills the run, of which `pid` is the first process."""
+        os.killpg(pid, signal.SIGKILL)  # at once, however fast it forks
+        self.kill_rest()
+
     def kill_rest(self) -> None:
         """Kills all descendants, those in other sessions too.
 
@@ -142,6 +168,16 @@ class ProcessConfinement:
             done = subprocess.run([*command, self._run_dir], capture_output=True)
             if command[0] == "rm" and done.returncode == 0:
                 break
+
+
+def _threads_of_this_user() -> int:
+    uid, total = os.getuid(), 0
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdecimal() and os.stat(f"/proc/{name}").st_uid == uid:
+                fields = usage.stat_fields(int(name))
+                total += int(fields[17]) if fields else 0
+    return total
 
 
 def _mark(path: str) -> tuple[int, ...]:

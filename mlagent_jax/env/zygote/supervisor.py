@@ -22,6 +22,7 @@ from .protocol import Job, Report, Stop
 
 _READ_BYTES = 1 << 16
 _READY = b"ready"
+_CLOSE_LOOK_PAUSE = 9.0  # at most a tenth of one core goes into close looks
 
 
 class Confinement(Protocol):
@@ -37,6 +38,10 @@ class Confinement(Protocol):
         """Returns an empty workspace (called by the supervisor)."""
         ...
 
+    def hand_over(self) -> None:
+        """Makes the filled workspace the script's own."""
+        ...
+
     def enter(self, job: Job) -> None:
         """Confines the calling process, about to become the script, for good."""
         ...
@@ -47,6 +52,10 @@ class Confinement(Protocol):
 
     def is_scratch_full(self, job: Job) -> bool:
         """True if the workspace holds more than `job.scratch_bytes`."""
+        ...
+
+    def kill(self, pid: int) -> None:
+        """Kills the run, of which `pid` is the first process."""
         ...
 
     def kill_rest(self) -> None:
@@ -113,6 +122,7 @@ def _run(
     try:
         for name, content in blobs.items():
             _write_file(workspace, name.removeprefix(protocol.FILE_PREFIX), content)
+        confinement.hand_over()
         report, stdout, stderr = _run_script(job, confinement)
         kept = collect.collect(workspace, job)
         events = (*confinement.events(), *kept.events)
@@ -201,6 +211,7 @@ class _Watch:
         self._start_s = time.monotonic()
         # The script starts with the zygote's pages; its own memory comes on top.
         self._inherited_bytes = usage.measure([pid]).resident_bytes
+        self._next_close_look_s = 0.0
         self.stdout = OutputTail(job.kept_output_bytes)
         self.stderr = OutputTail(job.kept_output_bytes)
 
@@ -227,8 +238,7 @@ class _Watch:
             if not stop:
                 stop = self._passed_limit(now_s, is_look_due=now_s >= next_look_s)
                 if stop:
-                    os.kill(self._pid, signal.SIGKILL)
-                    self._confinement.kill_rest()
+                    self._confinement.kill(self._pid)
             if now_s >= next_look_s:
                 next_look_s = now_s + self._confinement.period_s
         wall_s = time.monotonic() - self._start_s
@@ -254,13 +264,19 @@ class _Watch:
             return "cpu"
         if self._confinement.is_scratch_full(job):
             return "workspace"
-        max_bytes = job.memory_bytes + self._inherited_bytes
-        # The cheap sum counts shared pages often: only a hint to look closely.
-        is_memory_passed = (
-            used.resident_bytes > max_bytes
-            and usage.proportional_bytes(pids) > max_bytes
-        )
-        return "memory" if is_memory_passed else ""
+        return "memory" if self._is_memory_passed(now_s, pids, used) else ""
+
+    def _is_memory_passed(
+        self, now_s: float, pids: list[int], used: usage.Usage
+    ) -> bool:
+        """Looks at the cheap sum first: it counts shared pages again and again."""
+        max_bytes = self._job.memory_bytes + self._inherited_bytes
+        if used.resident_bytes <= max_bytes or now_s < self._next_close_look_s:
+            return False
+        is_passed = usage.proportional_bytes(pids) > max_bytes
+        end_s = time.monotonic()
+        self._next_close_look_s = end_s + _CLOSE_LOOK_PAUSE * (end_s - now_s)
+        return is_passed
 
 
 def _drain(fd: int, output: OutputTail) -> None:

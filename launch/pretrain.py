@@ -1,0 +1,19 @@
+"""Tokenizer and copying practice: `python -m launch.pretrain --config=...`.
+
+Reads <workdir>/{tasks,trajectories}, writes <workdir>/{tokenizer,pretrain}; the same
+command continues a run that was stopped. Only for runs without pretrained weights.
+"""
+
+from launch import common
+from mlagent_jax.train.pretrain import run_pretrain
+
+
+def main(run: common.Run) -> None:
+    """Trains to the last update of the config."""
+    common.use_compilation_cache()
+    accuracy = run_pretrain(run.config, run.workdir, progress=common.progress)
+    print(f"copy accuracy on unseen random strings: {accuracy:.1%}")
+
+
+if __name__ == "__main__":
+    common.run_stage(main)

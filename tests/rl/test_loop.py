@@ -1,0 +1,253 @@
+"""The whole loop on a bandit: it learns, it resumes exactly, it stops in time."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mlagent_jax.config import OptimizerConfig, PromptConfig, SampleConfig
+from mlagent_jax.env.reward import Reward
+from mlagent_jax.errors import ConfigError, DivergedError
+from mlagent_jax.rl.loop import run_ppo, train_ppo
+from mlagent_jax.rl.rollout import Rollout
+from mlagent_jax.train.checkpoint import Checkpoints, load_params
+from mlagent_jax.train.metrics import read_metrics
+from tests.rl.bandit import GOOD, MODEL, Bandit, make_config, make_policy_params
+
+NUM_UPDATES = 10
+SETTINGS = {
+    "num_updates": NUM_UPDATES,
+    "num_epochs": 2,
+    "actor": OptimizerConfig(peak_lr=2e-2, end_lr_frac=1.0),
+    "checkpoint_every": 2,
+    "critic_warmup_updates": 1,
+    "probe_every": 4,
+}
+TIMES = ("score_s", "update_s", "rollout_s", "train_s")
+
+
+class Bar:
+    def update(self, n=1):
+        pass
+
+    def set_postfix_str(self, s="", refresh=True):
+        pass
+
+
+@contextlib.contextmanager
+def no_progress(total, description, unit, initial):
+    yield Bar()
+
+
+def train(directory, collect=None, config=None, params=None):
+    bandit = Bandit()
+    return train_ppo(
+        config or make_config(**SETTINGS),
+        directory,
+        graphdef=bandit.graphdef,
+        model_cfg=MODEL,
+        sft_params=make_policy_params() if params is None else params,
+        collect=collect or bandit.collect,
+        probe=lambda params: [{"task": "toy"}, {"task": "other"}],
+        progress=no_progress,
+    )
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_same_run(directory, other):
+    for records, expected in (
+        (read_metrics(directory), read_metrics(other)),
+        (read_jsonl(directory / "probes.jsonl"), read_jsonl(other / "probes.jsonl")),
+    ):
+        for record in (*records, *expected):
+            for name in (*TIMES, "train_seconds"):
+                record.pop(name, None)
+        assert records == expected
+    assert (directory / "rollouts.jsonl").read_text() == (
+        other / "rollouts.jsonl"
+    ).read_text()
+    got, expected = (
+        load_params(d / "checkpoints", prefix="") for d in (directory, other)
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Every learner compiles the same programs: once is enough."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    path = str(tmp_path_factory.mktemp("xla"))
+    for name, value in zip(names, (path, 0.0), strict=True):
+        jax.config.update(name, value)
+    yield path
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nothing disturbed."""
+    directory = tmp_path_factory.mktemp("ppo")
+    state = train(directory)
+    return directory, state
+
+
+def test_ppo_learns_the_bandit(finished):
+    rewards = [m["reward_mean"] for m in read_metrics(finished[0])]
+    assert len(rewards) == NUM_UPDATES
+    assert np.mean(rewards[:2]) < 0.3
+    assert np.mean(rewards[-2:]) > 0.8 * GOOD
+
+
+def test_metrics_tell_how_the_update_went(finished):
+    metrics = read_metrics(finished[0])
+    assert [m["step"] for m in metrics] == list(range(1, NUM_UPDATES + 1))
+    assert all(math.isfinite(v) for m in metrics for v in m.values())
+    assert all(m["logprob_mismatch"] < 1e-4 for m in metrics)
+    assert all(m["valid_action_rate"] == 1.0 for m in metrics)
+    assert metrics[-1]["explained_variance"] > metrics[0]["explained_variance"]
+
+
+def test_the_actor_waits_for_the_critic_to_warm_up(finished):
+    first, second, third = read_metrics(finished[0])[:3]
+    assert "policy_loss" not in first
+    assert "value_loss" in first
+    # What an update changed shows in the next one's distance to the reference.
+    assert second["kl_to_reference"] == 0
+    assert "policy_loss" in second
+    assert third["kl_to_reference"] != 0
+
+
+def test_probes_are_made_first_last_and_every_few_updates(finished):
+    records = read_jsonl(finished[0] / "probes.jsonl")
+    assert [r["update"] for r in records] == [0, 0, 4, 4, 8, 8, 10, 10]
+    times = [r["train_seconds"] for r in records]
+    assert times == sorted(times)
+    assert times[0] == 0.0
+
+
+def test_a_finished_run_does_nothing_more(finished):
+    directory, state = finished
+
+    def collect(update, params):
+        raise AssertionError("nothing is left to do")
+
+    again = train(directory, collect)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+@pytest.mark.parametrize("stop_at", [0, 5])
+def test_a_run_that_failed_goes_on_to_the_same_end(finished, tmp_path, stop_at):
+    bandit = Bandit()
+
+    def collect(update, params):
+        if update == stop_at:
+            raise OSError("the network is down")
+        return bandit.collect(update, params)
+
+    with pytest.raises(OSError, match="network"):
+        train(tmp_path, collect)
+    train(tmp_path)
+    assert_same_run(tmp_path, finished[0])
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.rl.test_loop import train
+train(Path(sys.argv[1]))
+"""
+
+
+def start_child(directory: Path, cache: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(directory)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ
+        | {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+    )
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_end(
+    finished, tmp_path, compilation_cache
+):
+    child = start_child(tmp_path, compilation_cache)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not metrics.exists() or metrics.read_text().count("\n") < 5:
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert start_child(tmp_path, compilation_cache).wait(timeout=300) == 0
+    assert_same_run(tmp_path, finished[0])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
+    bandit = Bandit()
+
+    def collect(update, params):
+        rollout = bandit.collect(update, params)
+        if update < 3:
+            return rollout
+        huge = Reward(total=3e38, parts={})
+        samples = [dataclasses.replace(s, reward=huge) for s in rollout.samples]
+        return Rollout(update=update, samples=tuple(samples))
+
+    with pytest.raises(DivergedError, match=r"ppo update 4: not finite.*\[2\]"):
+        train(tmp_path, collect)
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        assert checkpoints.steps() == [2]
+    assert [m["step"] for m in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_dropped_samples_are_counted_and_cost_nothing_else(tmp_path):
+    bandit = Bandit(drop=(0, 7, 9))
+    config = make_config(**SETTINGS | {"num_updates": 2})
+    train(tmp_path, bandit.collect, config)
+    assert [m["num_dropped"] for m in read_metrics(tmp_path)] == [3, 3]
+    assert len(read_jsonl(tmp_path / "rollouts.jsonl")) == 2 * (32 - 3)
+
+
+def test_another_setting_or_policy_is_refused_on_resume(finished):
+    directory, _ = finished
+    with pytest.raises(ConfigError, match="with other settings"):
+        train(directory, config=make_config(**SETTINGS | {"kl_coef": 0.5}))
+    with pytest.raises(ConfigError, match="sft_norm"):
+        train(directory, params=make_policy_params(seed=5))
+    with pytest.raises(ConfigError, match="seed: 0 -> 1"):
+        train(directory, config=make_config(seed=1, **SETTINGS))
+
+
+def test_contradicting_settings_are_refused_before_any_work(tmp_path):
+    short = dataclasses.replace(
+        make_config(),
+        prompt=PromptConfig(max_prompt_tokens=6),
+        sample=SampleConfig(max_reply_tokens=3),
+    )
+    with pytest.raises(ConfigError, match=r"ppo.seq_lens = \(8,\).* = 9"):
+        run_ppo(short, tmp_path, progress=no_progress, score_trajectory=None)
+    greedy = dataclasses.replace(
+        short, sample=SampleConfig(max_reply_tokens=2, temperature=0.0)
+    )
+    with pytest.raises(ConfigError, match=r"sample.temperature = 0\.0"):
+        run_ppo(greedy, tmp_path, progress=no_progress, score_trajectory=None)
+    assert not list(tmp_path.iterdir())

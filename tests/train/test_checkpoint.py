@@ -1,0 +1,246 @@
+"""A checkpoint is whole or not there; damage costs one checkpoint, never the run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlagent_jax.config import MeshConfig, OptimizerConfig
+from mlagent_jax.errors import CheckpointError
+from mlagent_jax.parallel.mesh import make_mesh
+from mlagent_jax.train.checkpoint import Checkpoints, load_params
+from mlagent_jax.train.lm import abstract_on_mesh
+from mlagent_jax.train.optimizer import make_optimizer
+from mlagent_jax.train.state import init_state
+
+
+def make_tree(value: float) -> dict:
+    return {
+        "params": {"norm": {"scale": jnp.arange(8.0) + value}},
+        "count": jnp.asarray(int(value), jnp.int32),
+        "is_done": jnp.asarray([True, False]),
+        "half": jnp.full(3, value, jnp.bfloat16),
+    }
+
+
+def save_all(directory: Path, steps, keep: int = 2) -> None:
+    with Checkpoints(directory, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_tree(step), {"cursor": step})
+
+
+def restore(directory: Path, template=None):
+    with Checkpoints(directory, 2) as checkpoints:
+        return checkpoints.restore_latest(template or make_tree(0))
+
+
+def assert_equal(ours, theirs) -> None:
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def damage(step_dir: Path, how: str) -> None:
+    data = max((step_dir / "state").rglob("*"), key=lambda p: p.stat().st_size)
+    biggest = max(
+        (p for p in (step_dir / "state").rglob("*") if p.parent.name == "d"),
+        key=lambda p: p.stat().st_size,
+    )
+    if how == "flip":
+        content = bytearray(biggest.read_bytes())
+        content[len(content) // 2] ^= 0x10
+        biggest.write_bytes(content)
+    elif how == "truncate":
+        for path in (step_dir / "state").rglob("*"):
+            if path.parent.name == "d":
+                path.write_bytes(path.read_bytes()[:20])
+    elif how == "no state":
+        shutil.rmtree(step_dir / "state")
+    elif how == "no meta":
+        (step_dir / "meta" / "metadata").unlink()
+    elif how == "bad meta":
+        (step_dir / "meta" / "metadata").write_text('{"meta": ')
+    else:
+        raise AssertionError(data)
+
+
+def test_the_newest_comes_back_bit_for_bit(tmp_path):
+    save_all(tmp_path / "c", [1, 2, 3])
+    step, tree, meta = restore(tmp_path / "c")
+    assert (step, meta) == (3, {"cursor": 3})
+    assert_equal(tree, make_tree(3))
+
+
+def test_a_stage_that_never_saved_has_nothing_to_restore(tmp_path):
+    assert restore(tmp_path / "c") is None
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    with Checkpoints(tmp_path / "c", 2, best_metric="loss") as checkpoints:
+        for step, loss in enumerate([3.0, 1.0, 2.0, 4.0, 5.0]):
+            checkpoints.save(step, make_tree(step), {}, {"loss": loss})
+    with Checkpoints(tmp_path / "c", 2, best_metric="loss") as checkpoints:
+        assert checkpoints.steps() == [1, 3, 4]
+    best = load_params(tmp_path / "c", best_metric="loss")
+    assert_equal(best, make_tree(1)["params"])
+    assert_equal(load_params(tmp_path / "c"), make_tree(4)["params"])
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "no state", "no meta", "bad meta"])
+def test_a_damaged_newest_one_is_set_aside_for_the_one_before(tmp_path, how, caplog):
+    save_all(tmp_path / "c", [1, 2])
+    damage(tmp_path / "c" / "2", how)
+    with Checkpoints(tmp_path / "c", 2) as checkpoints:
+        step, tree, _ = checkpoints.restore_latest(make_tree(0))
+        assert step == 1
+        assert_equal(tree, make_tree(1))
+        assert "2 is damaged" in caplog.text
+        checkpoints.save(2, make_tree(20), {})  # the step can be saved again
+    assert (tmp_path / "c" / "2.damaged").is_dir()
+    step, tree, _ = restore(tmp_path / "c")
+    assert step == 2
+    assert_equal(tree, make_tree(20))
+
+
+def test_with_all_damaged_nothing_is_guessed(tmp_path):
+    save_all(tmp_path / "c", [1, 2])
+    for step in ("1", "2"):
+        damage(tmp_path / "c" / step, "truncate")
+    with pytest.raises(CheckpointError, match=r"no usable checkpoint; damaged: \['2"):
+        restore(tmp_path / "c")
+
+
+def test_every_leaf_that_does_not_fit_is_listed(tmp_path):
+    save_all(tmp_path / "c", [1])
+    template = make_tree(0) | {"extra": jnp.zeros(1), "half": jnp.zeros(4)}
+    del template["count"]
+    with pytest.raises(CheckpointError) as error:
+        restore(tmp_path / "c", template)
+    for part in (
+        "missing extra",
+        "unexpected count",
+        "half: saved bfloat16[3], expected float32[4]",
+    ):
+        assert part in str(error.value)
+    assert restore(tmp_path / "c").step == 1  # a wrong config damages nothing
+
+
+def test_parameters_alone_are_read_and_placed_by_a_template(tmp_path):
+    save_all(tmp_path / "c", [1])
+    before = sorted(p for p in (tmp_path / "c").rglob("*"))
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
+    template = abstract_on_mesh({"norm": {"scale": jnp.zeros(8)}}, mesh)
+    params = load_params(tmp_path / "c", template=template)
+    assert params["norm"]["scale"].sharding == template["norm"]["scale"].sharding
+    assert_equal(params, make_tree(1)["params"])
+    assert sorted(p for p in (tmp_path / "c").rglob("*")) == before
+
+
+def test_a_missing_stage_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="has the stage run"):
+        load_params(tmp_path / "sft" / "checkpoints")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="has the stage run"):
+        load_params(tmp_path / "empty")
+
+
+def test_a_state_moves_to_another_number_of_devices(tmp_path, tiny_params):
+    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3), 10)
+    state = init_state(tiny_params, optimizer)
+    meshes = [make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))]
+    meshes.append(make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1]))
+    for mesh in meshes:
+        template = abstract_on_mesh(jax.eval_shape(lambda: state), mesh)
+        placed = jax.device_put(state, jax.tree.map(lambda x: x.sharding, template))
+        with Checkpoints(tmp_path / str(mesh.size), 1) as checkpoints:
+            checkpoints.save(1, placed, {})
+    for source, mesh in zip((8, 1), meshes[::-1], strict=True):
+        template = abstract_on_mesh(jax.eval_shape(lambda: state), mesh)
+        with Checkpoints(tmp_path / str(source), 1) as checkpoints:
+            restored = checkpoints.restore_latest(template)
+        assert restored is not None
+        assert_equal(restored.tree, state)
+        for leaf, abstract in zip(
+            jax.tree.leaves(restored.tree), jax.tree.leaves(template), strict=True
+        ):
+            assert leaf.sharding == abstract.sharding
+
+
+def test_the_tree_may_be_donated_right_after_a_save(tmp_path):
+    bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    tree = {"x": jnp.zeros((256, 1024))}
+    with Checkpoints(tmp_path / "c", 100) as checkpoints:
+        for step in range(8):
+            checkpoints.save(step, tree, {})
+            tree = bump(bump(tree))
+        for step in range(8):
+            found = load_params(tmp_path / "c", prefix="x", template=None)
+            assert found is not None
+    with Checkpoints(tmp_path / "c", 100) as checkpoints:
+        for step in reversed(range(8)):
+            restored = checkpoints.restore_latest(tree)
+            assert restored.step == step
+            assert float(restored.tree["x"].min()) == 2.0 * step
+            assert float(restored.tree["x"].max()) == 2.0 * step
+            shutil.rmtree(tmp_path / "c" / str(step))
+            checkpoints._manager.reload()
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path):
+    if os.geteuid() == 0 and not shutil.which("mount"):
+        pytest.skip("no way to make a directory unwritable")
+    with Checkpoints(tmp_path / "c", 2) as checkpoints:
+        checkpoints.save(1, make_tree(1), {})
+        checkpoints._manager.wait_until_finished()
+        shutil.rmtree(tmp_path / "c")
+        (tmp_path / "c").write_text("in the way")
+        with pytest.raises(CheckpointError, match="could not write a checkpoint"):
+            checkpoints.save(2, make_tree(2), {})
+            checkpoints._manager.wait_until_finished()
+
+
+_SAVER = """
+import sys
+from pathlib import Path
+import jax.numpy as jnp
+from mlagent_jax.train.checkpoint import Checkpoints
+with Checkpoints(Path(sys.argv[1]), 2) as checkpoints:
+    step = max(checkpoints.steps(), default=0)
+    print("ready", flush=True)
+    while True:
+        step += 1
+        checkpoints.save(step, {"x": jnp.full((64, 1024), float(step))}, {"at": step})
+"""
+
+
+def test_killed_while_saving_the_last_whole_checkpoint_is_there(tmp_path):
+    folder = tmp_path / "c"
+    newest = 0
+    for delay_s in (0.15, 0.31):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SAVER, str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"XLA_FLAGS": ""},
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        while not folder.is_dir() or len(list(folder.glob("[0-9]*"))) < 2:
+            time.sleep(0.01)
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        step, tree, meta = restore(folder, {"x": jnp.zeros((64, 1024))})
+        assert step > newest
+        assert meta == {"at": step}
+        np.testing.assert_array_equal(tree["x"], np.full((64, 1024), float(step)))
+        newest = step
