@@ -35,7 +35,15 @@ HELD_IN = (
     "essays",
     "papers",
 )
-HELD_OUT = ()
+HELD_OUT = (
+    "photo",
+    "cancer",
+    "species",
+    "whales",
+    "insults",
+    "grades",
+    "phrases",
+)
 
 
 def get_config() -> RunConfig:
@@ -73,7 +81,14 @@ def get_config() -> RunConfig:
             prompt_buckets=(384, 512),
         ),
         collect=CollectConfig(trajectories_per_task=40, fresh_per_task=6),
-        pretrain=PretrainConfig(),
+        pretrain=PretrainConfig(
+            num_updates=350,
+            batch_size=32,
+            seq_len=64,
+            optimizer=OptimizerConfig(
+                peak_lr=3e-3, warmup_frac=0.05, end_lr_frac=0.3, b2=0.98
+            ),
+        ),
         sft=SftConfig(
             num_epochs=4.0,
             batch_size=32,

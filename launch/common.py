@@ -10,7 +10,6 @@ import dataclasses
 import fcntl
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import signal
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
+from absl import logging as absl_logging
 from tqdm import tqdm
 
 from mlagent_jax import config as config_lib
@@ -100,7 +100,8 @@ def run_stage(main: Callable[[Run], None], lock: str = "stage") -> None:
         except KeyboardInterrupt:
             fail("interrupted; the same command continues", status=130)
 
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # absl's handler would print every library's INFO lines over the progress bars.
+    absl_logging.set_verbosity(absl_logging.WARNING)
     app.run(absl_main)
 
 

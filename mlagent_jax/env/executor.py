@@ -8,7 +8,6 @@ sandbox down while another one works, it is the script's doing.
 import dataclasses
 import logging
 import re
-import time
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -31,6 +30,7 @@ _SCRATCH_FILES_FACTOR = 4  # the workspace may hold this many files of the large
 _GRACE_S = 30.0
 _CANARY_JOB_S = 10.0
 _NUM_ATTEMPTS = 2
+_ERROR_LINES = 12  # of stderr, where the error that ended a script is looked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,14 +103,15 @@ class Executor:
             raise ValueError(f"no file {script!r} in the workspace: {sorted(inputs)}")
         for path in inputs:
             _check_inside(path)
-        for attempt in range(_NUM_ATTEMPTS):
+        errors: list[str] = []
+        while len(errors) < _NUM_ATTEMPTS:
             try:
                 report, blobs = self._run_once(task, inputs, script)
                 return _make_execution(report, blobs, inputs)
             except SandboxDiedError as e:
-                _log.warning("sandbox failed (attempt %d): %s", attempt + 1, e)
-                error = str(e)
-        return self._blame(task, inputs, error)
+                errors.append(str(e))
+                _log.warning("sandbox failed (attempt %d): %s", len(errors), e)
+        return self._blame(task, inputs, errors[-1])
 
     def close(self) -> None:
         """Ends the sandbox; may be called twice."""
@@ -130,9 +131,10 @@ class Executor:
                         "namespaces, or set env.isolation=process"
                     ) from e
                 _log.warning(
-                    "SCRIPTS ARE NOT ISOLATED: bubblewrap cannot work here (%s). Model-"
-                    "written code can now read hidden labels and change any file of "
-                    "this user; every result is stamped 'process (not isolated)'.",
+                    "SCRIPTS ARE NOT ISOLATED: bubblewrap cannot work here (%s). On "
+                    "some systems model-written code can now read hidden labels and "
+                    "change this user's files (see env/zygote/processes.py); every "
+                    "result is stamped 'process (not isolated)'.",
                     e,
                 )
         try:
@@ -141,7 +143,11 @@ class Executor:
             raise EnvUnavailableError(f"cannot start a sandbox: {e}") from e
 
     def _start_tried(self, isolation: Isolation) -> Sandbox:
-        """Returns a sandbox that has run a script; raises SandboxDiedError."""
+        """Returns a sandbox that has run a script.
+
+        Raises:
+          SandboxDiedError: it did not start, or a trivial script fails in it.
+        """
         sandbox = self._start(isolation)
         try:
             for task in list(self._tasks.values())[:1]:
@@ -161,7 +167,11 @@ class Executor:
     def _run_once(
         self, task: Task, files: Mapping[str, bytes], script: str
     ) -> tuple[protocol.Report, dict[str, bytes]]:
-        """Runs in the warm sandbox; closes it if it fails with SandboxDiedError."""
+        """Runs in the warm sandbox, which a failure closes.
+
+        Raises:
+          SandboxDiedError: the sandbox failed.
+        """
         if self._sandbox is None:
             self._sandbox = self._start(self.isolation)
         try:
@@ -189,6 +199,11 @@ class Executor:
         )
 
     def _try_canary(self, sandbox: Sandbox, task: Task) -> None:
+        """Runs a script that cannot fail.
+
+        Raises:
+          SandboxDiedError: it failed.
+        """
         job = self._job(task, sandbox, "canary.py")
         job = dataclasses.replace(job, wall_s=_CANARY_JOB_S)
         files = {"canary.py": b"print(len(__import__('os').listdir('data')) > 0)"}
@@ -196,9 +211,7 @@ class Executor:
         if blobs[protocol.STDOUT] != b"True\n":
             raise SandboxDiedError(f"a trivial script did not work: {report} {blobs}")
 
-    def _blame(
-        self, task: Task, inputs: dict[str, bytes], error: str
-    ) -> Execution:
+    def _blame(self, task: Task, inputs: dict[str, bytes], error: str) -> Execution:
         """Decides whose fault repeated sandbox failures are.
 
         Raises:
@@ -243,20 +256,23 @@ def classify(report: protocol.Report, stderr: str) -> Outcome:
             pass
     if report.exit_code == 0:
         return Outcome.INFO
-    last_line = stderr.rstrip().rpartition("\n")[2]
-    if _OUT_OF_MEMORY.search(last_line):
+    last_lines = stderr.rstrip().split("\n")[-_ERROR_LINES:]
+    if _OUT_OF_MEMORY.search(last_lines[-1]):
         return Outcome.OUT_OF_MEMORY
-    if _RESOURCE_LIMIT.search(last_line):
+    # Several processes meet this one together and their lines get mixed.
+    if any(_RESOURCE_LIMIT.search(line) for line in last_lines):
         return Outcome.RESOURCE_LIMIT
     return Outcome.SCRIPT_ERROR
 
 
-_OUT_OF_MEMORY = re.compile(r"^[\w.]*MemoryError\b|\bstd::bad_alloc\b|^OSError: \[Errno 12\]")
+_OUT_OF_MEMORY = re.compile(
+    r"^[\w.]*MemoryError\b|\bstd::bad_alloc\b|^OSError: \[Errno 12\]"
+)
 # No space, file too large, no more processes, too many open files.
 _RESOURCE_LIMIT = re.compile(
     r"^\w+Error: \[Errno (28|27|11|24)\]|^RuntimeError: can't start new thread"
 )
-_READ_ONLY_DATA = re.compile(r"Read-only file system: '(?:/workspace/|\./)?(data/[^']*)'")
+_READ_ONLY_DATA = re.compile(r"Read-only file system: '(?:[^']*/)?(data/[^']*)'")
 
 
 def _make_execution(

@@ -13,19 +13,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from mlagent_jax.env.zygote import map_users, namespaces, protocol
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.errors import ConfigError, DataError
+from mlagent_jax.types import from_json
 
 Isolation = Literal["bubblewrap", "process (not isolated)"]
 
-_WORKSPACE = "/workspace"
 _ZYGOTE_DIR = Path(__file__).parent / "zygote"
-_ZYGOTE_MOUNT = Path("/sandbox")
 _START_TIMEOUT_S = 120.0
 _EXIT_TIMEOUT_S = 5.0
 _LOG_TAIL_BYTES = 2_000
@@ -70,13 +68,11 @@ class Sandbox:
         self._is_bubblewrap = isolation == "bubblewrap"
         self._data_dirs = [path.resolve() for path in data_dirs]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as we do
-        self._root = tempfile.TemporaryDirectory(
-            prefix="mlagent-", ignore_cleanup_errors=True
-        )
+        self._root = "" if self._is_bubblewrap else tempfile.mkdtemp(prefix="mlagent-")
         self._connection, theirs = socket.socketpair()
         settings = protocol.Settings(
             isolation="bubblewrap" if self._is_bubblewrap else "process",
-            workspace_root=_WORKSPACE if self._is_bubblewrap else self._root.name,
+            workspace_root=self._root or namespaces.WORKSPACE,
             readable=(*_SYSTEM_DIRS, *_SYSTEM_EXTRAS, *map(str, interpreter_paths())),
             preload=tuple(preload),
         )
@@ -135,9 +131,9 @@ class Sandbox:
             raise SandboxDiedError(f"{e}; {self._log_tail()}") from e
         body, blobs = self._receive(timeout_s, max_blob_bytes=max_blob_bytes)
         try:
-            report = protocol.Report(**{**body, "events": tuple(body["events"])})
-        except (TypeError, KeyError) as e:
-            raise SandboxDiedError(f"not a report: {body!r:.200}") from e
+            report = from_json(protocol.Report, body, "report of the zygote")
+        except DataError as e:
+            raise SandboxDiedError(str(e)) from e
         return report, blobs
 
     def close(self) -> None:
@@ -150,7 +146,8 @@ class Sandbox:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._log.close()
-        self._root.cleanup()
+        if self._root:
+            shutil.rmtree(self._root, ignore_errors=True)
 
     def _receive(
         self, timeout_s: float, *, max_blob_bytes: int
@@ -171,7 +168,8 @@ class Sandbox:
         return f"exit status {self._process.poll()}; log: {text or 'empty'}"
 
     def _command(self, fd: int, settings: protocol.Settings) -> list[str]:
-        folder = _ZYGOTE_MOUNT if self._is_bubblewrap else _ZYGOTE_DIR.parent
+        inside = Path(namespaces.SANDBOX_DIR)
+        folder = inside if self._is_bubblewrap else _ZYGOTE_DIR.parent
         zygote = [*_python(folder, "main"), str(fd), settings.to_json()]
         if not self._is_bubblewrap:
             return zygote
@@ -197,6 +195,8 @@ def script_environment() -> dict[str, str]:
         # Order of sets of strings: the same in every worker and after a restart.
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
+        # n_jobs=-1 then means one; more would start interpreters for seconds.
+        "LOKY_MAX_CPU_COUNT": "1",
         **one_thread,
     }
 
@@ -206,8 +206,8 @@ def bubblewrap_command(data_dirs: Sequence[Path]) -> list[str]:
 
     Inside are: system libraries and the interpreter with its packages, the zygote's
     source and the data, all read-only; a private /dev and /proc; nothing else, and no
-    network. If we are root, the zygote keeps what it needs to uncover /proc and to make a
-    script another user, in a user namespace of its own; else it needs nothing.
+    network. If we are root, the zygote keeps what it needs to uncover /proc and to make
+    a script another user, in a user namespace of its own; else it needs nothing.
 
     Args:
       data_dirs: mounted at namespaces.TASKS_DIR/<index>.
@@ -235,12 +235,14 @@ def bubblewrap_command(data_dirs: Sequence[Path]) -> list[str]:
     for path in _SYSTEM_EXTRAS:
         command += ["--ro-bind-try", path, path]
     binds = {path: path for path in interpreter_paths()}
-    binds[_ZYGOTE_MOUNT / "zygote"] = _ZYGOTE_DIR
+    binds[Path(namespaces.SANDBOX_DIR, "zygote")] = _ZYGOTE_DIR
     for index, path in enumerate(data_dirs):
         binds[Path(namespaces.TASKS_DIR, str(index))] = path
     # Left to itself, bubblewrap makes folders that only root can pass.
     parents = {folder for path in binds for folder in path.parents}
-    for folder in sorted({*parents, Path(_WORKSPACE), Path("/tmp")} - {Path("/")}):
+    for folder in sorted(
+        {*parents, Path(namespaces.WORKSPACE), Path("/tmp")} - {Path("/")}
+    ):
         command += ["--dir", str(folder)]
     for path, source in binds.items():
         command += ["--ro-bind", str(source), str(path)]

@@ -25,15 +25,13 @@ from mlagent_jax.parallel.sharding import constrain_batch
 
 Params = dict[str, Any]  # nested: name -> Params or array
 
-_EMBEDDING_STD = 0.02  # Hugging Face's initializer_range.
-
 
 class Embedding(nnx.Module):
-    """Table of token vectors."""
+    """Table of token vectors, normal with standard deviation 1/sqrt(D)."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs) -> None:
         shape = (cfg.vocab_size, cfg.hidden_size)
-        init = nnx.initializers.normal(_EMBEDDING_STD)
+        init = nnx.initializers.normal(cfg.hidden_size**-0.5)
         self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
 
@@ -91,7 +89,7 @@ def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
     trunk_key, head_key = jax.random.split(key)
     params = nnx.to_pure_dict(nnx.split(Qwen2(cfg, nnx.Rngs(trunk_key)))[1])
     if not cfg.tie_word_embeddings:
-        init = nnx.initializers.normal(_EMBEDDING_STD)
+        init = nnx.initializers.normal(cfg.hidden_size**-0.5)
         kernel_DV = init(head_key, (cfg.hidden_size, cfg.vocab_size), jnp.float32)
         params["lm_head"] = {"kernel": kernel_DV}
     return params

@@ -13,8 +13,9 @@ import numpy as np
 from jax import Array
 
 from mlagent_jax.config import ModelConfig, PpoConfig, RunConfig
+from mlagent_jax.errors import ConfigError
 from mlagent_jax.model.critic import init_critic
-from mlagent_jax.parallel.mesh import make_mesh
+from mlagent_jax.parallel.mesh import DATA, FSDP, make_mesh
 from mlagent_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
 from mlagent_jax.rl.batch import PpoBatch, pad_samples
 from mlagent_jax.rl.ppo import (
@@ -37,6 +38,9 @@ class Learner:
       graphdef: of the model.
       model_cfg: its shape.
       sft_params: initial policy; also initialises the critic and stays as reference.
+
+    Raises:
+      ConfigError: the mesh fits neither the model nor the micro-batches.
     """
 
     def __init__(
@@ -49,6 +53,12 @@ class Learner:
     ) -> None:
         cfg, temperature = config.ppo, config.sample.temperature
         mesh = make_mesh(config.mesh)
+        num_parts = mesh.shape[DATA] * mesh.shape[FSDP]
+        if cfg.micro_batch_size % num_parts != 0:
+            raise ConfigError(
+                f"ppo.micro_batch_size = {cfg.micro_batch_size}: expected a multiple "
+                f"of the {num_parts} devices along {DATA} and {FSDP}"
+            )
         optimizers = make_optimizers(cfg)
         critic_key = jax.random.key(derive_seed(config.seed, "critic"))
 

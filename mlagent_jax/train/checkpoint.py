@@ -1,4 +1,4 @@
-"""Checkpoints of training stages, on orbax: atomic, asynchronous, strict.
+"""Checkpoints of training stages, on orbax: atomic, strict, checked when read.
 
 A checkpoint is a folder named by its step with two items: `state`, the leaves of
 any pytree under readable paths ("params/layers/mlp/up_proj/kernel"), and `meta`, a
@@ -71,7 +71,7 @@ class Checkpoints:
         meta: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Starts writing a checkpoint; returns once `tree` may be overwritten.
+        """Writes a checkpoint; on the disk when this returns.
 
         Saving a step that is already there does nothing: runs are deterministic, so
         it holds the same numbers.
@@ -83,8 +83,8 @@ class Checkpoints:
           metrics: for `best_metric`.
 
         Raises:
-          CheckpointError: this or the previous checkpoint could not be written, for
-            example because the disk is full; the older ones are untouched.
+          CheckpointError: it could not be written, for example because the disk is
+            full; the older ones are untouched.
         """
         leaves = dict(_flatten(tree))
         record = {
@@ -101,7 +101,11 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items, metrics=metrics)
         except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(_explain_write(self.directory, error)) from error
+            raise CheckpointError(
+                f"{self.directory}: could not write a checkpoint "
+                f"({type(error).__name__}: {error!s:.300}); older ones are untouched. "
+                "Free disk space and start again"
+            ) from error
 
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, ascending."""
@@ -136,15 +140,8 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits for the last write and frees what the manager holds.
-
-        Raises:
-          CheckpointError: the last checkpoint could not be written.
-        """
-        try:
-            self._manager.close()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(_explain_write(self.directory, error)) from error
+        """Frees what the manager holds."""
+        self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -222,6 +219,9 @@ def _open(
     options = ocp.CheckpointManagerOptions(
         create=keep is not None,
         cleanup_tmp_directories=keep is not None,
+        # In the background, an unwritable folder shows after minutes, and then as
+        # threads that cannot be joined.
+        enable_async_checkpointing=False,
         preservation_policy=policies.AnyPreservationPolicy(preserve),
         best_fn=best_fn,
         save_root_metadata=False,
@@ -344,10 +344,3 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
-
-
-def _explain_write(directory: Path, error: Exception) -> str:
-    return (
-        f"{directory}: could not write a checkpoint ({type(error).__name__}: "
-        f"{error}); older ones are untouched. Free disk space and start again"
-    )

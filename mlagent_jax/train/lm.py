@@ -140,7 +140,7 @@ def make_lm_step(
         metrics = {
             "loss": loss,
             "accuracy": accuracy,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "num_tokens": num_tokens,
         }
         return apply_gradients(state, grads, optimizer), metrics

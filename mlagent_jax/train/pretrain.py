@@ -29,8 +29,7 @@ from mlagent_jax.train.metrics import read_metrics
 from mlagent_jax.types import to_json
 
 _EVAL_EVERY = 50
-_MIN_PERIOD = 4
-_MIN_SPAN, _MAX_SPAN = 4, 24
+_MIN_PERIOD = 8
 _EVAL_INDEX = 2**31  # practice that no update sees
 
 
@@ -115,37 +114,20 @@ def practice_batch(
 def practice_row(
     rng: np.random.Generator, length: int, vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (tokens_T, loss mask) of one row of practice.
-
-    Half of the rows repeat one random string of random length to the end:
+    """Returns (tokens_T, loss mask) of one row: a random string, repeated to the end.
 
         tokens  7 3 9 7 3 9 7 3
         mask    0 0 0 0 1 1 1 1
 
-    The others quote a random source: spans of it, each behind a random separator.
-
-        tokens  5 8 2 6 4 1 . 2 6 4 . 5 8 .
-        mask    0 0 0 0 0 0 0 0 1 1 0 0 1 0
-
-    The mask is 1 where the next token follows from the row: not on the first token
-    of a copy, which nothing announces.
+    The length of the string is random too, so that looking a fixed distance back
+    is no way to copy. The mask is 1 where the next token follows from the row: not
+    on the first token of the copy, which nothing announces. Mixing in quoted spans
+    kept the heads from forming within 400 updates (BUILD_NOTES.md).
     """
-    tokens_T = rng.integers(0, vocab_size, length)
+    period = int(rng.integers(_MIN_PERIOD, length // 2 + 1))
+    tokens_T = np.resize(rng.integers(0, vocab_size, period), length)
     mask_T = np.zeros(length, np.float32)
-    if rng.random() < 0.5:
-        period = int(rng.integers(_MIN_PERIOD, length // 2 + 1))
-        tokens_T = np.resize(tokens_T[:period], length)
-        mask_T[period + 1 :] = 1.0
-        return tokens_T, mask_T
-    source_end = int(rng.integers(length // 4, length // 2 + 1))
-    position = source_end + 1
-    while position < length:
-        span = int(rng.integers(_MIN_SPAN, _MAX_SPAN + 1))
-        span = min(span, source_end, length - position)
-        start = int(rng.integers(0, source_end - span + 1))
-        tokens_T[position : position + span] = tokens_T[start : start + span]
-        mask_T[position + 1 : position + span] = 1.0
-        position += span + 1
+    mask_T[period + 1 :] = 1.0
     return tokens_T, mask_T
 
 

@@ -6,7 +6,7 @@ from sklearn import neighbors, pipeline, preprocessing, svm
 train = pd.read_csv("data/train.csv", index_col="id")
 test = pd.read_csv("data/test.csv", index_col="id")
 y = train.pop("has_cactus")
-cols = train.columns[::3]
+cols = train.columns[1::3]
 
 scale = preprocessing.FunctionTransformer()
 select = decomposition.PCA(8, random_state=0)

@@ -8,14 +8,14 @@ train = pd.read_csv("data/train.csv", index_col="id")
 test = pd.read_csv("data/test.csv", index_col="id")
 y = train.pop("score")
 
-words = text.CountVectorizer(max_features=8)
+words = text.CountVectorizer(max_features=20)
 words.fit(train["anchor"] + " " + train["target"])
-mix = np.subtract
 
 
 def encode(rows):
     a, b = words.transform(rows["anchor"]), words.transform(rows["target"])
-    return mix(a, b).toarray()
+    mix = abs(a - b)
+    return mix.toarray()
 
 
 scale = preprocessing.FunctionTransformer()

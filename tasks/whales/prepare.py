@@ -1,4 +1,4 @@
-"""Data of the task `whales`: generated fluke patterns of thirty known whales."""
+"""Data of the task `whales`: generated fluke patterns of two dozen known whales."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from mlagent_jax.env.task import PreparedData
 
 NUM_TRAIN = 450
 NUM_ROWS = 1_800
-NUM_WHALES = 30
+NUM_WHALES = 24
 WIDTH, HEIGHT = 8, 5
 
 
@@ -16,11 +16,11 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     n = NUM_ROWS
     weights = 1 / np.arange(4, NUM_WHALES + 4)
     whale = rng.choice(NUM_WHALES, n, p=weights / weights.sum())
-    patterns = rng.normal(0, 12, (NUM_WHALES, WIDTH * HEIGHT))
+    patterns = rng.normal(0, 14, (NUM_WHALES, WIDTH * HEIGHT))
     contrast = rng.lognormal(0, 0.35, (n, 1))
-    light = rng.normal(0, 25, (n, 1))
+    light = rng.normal(0, 15, (n, 1))
     pixels = 128 + light + contrast * patterns[whale]
-    pixels = pixels + rng.normal(0, 11, pixels.shape)
+    pixels = pixels + rng.normal(0, 9, pixels.shape)
     columns = [f"p{i}" for i in range(WIDTH * HEIGHT)]
     values = np.clip(np.round(pixels), 0, 255).astype(int)
     table = pd.DataFrame(values, columns=columns)

@@ -24,7 +24,9 @@ from mlagent_jax.train.state import init_state
 
 def make_tree(value: float) -> dict:
     return {
-        "params": {"norm": {"scale": jnp.arange(8.0) + value}},
+        "params": {
+            "norm": {"scale": jax.random.normal(jax.random.key(int(value)), 4096)}
+        },
         "count": jnp.asarray(int(value), jnp.int32),
         "is_done": jnp.asarray([True, False]),
         "half": jnp.full(3, value, jnp.bfloat16),
@@ -50,27 +52,23 @@ def assert_equal(ours, theirs) -> None:
 
 
 def damage(step_dir: Path, how: str) -> None:
-    data = max((step_dir / "state").rglob("*"), key=lambda p: p.stat().st_size)
-    biggest = max(
-        (p for p in (step_dir / "state").rglob("*") if p.parent.name == "d"),
-        key=lambda p: p.stat().st_size,
-    )
-    if how == "flip":
-        content = bytearray(biggest.read_bytes())
-        content[len(content) // 2] ^= 0x10
-        biggest.write_bytes(content)
-    elif how == "truncate":
-        for path in (step_dir / "state").rglob("*"):
-            if path.parent.name == "d":
-                path.write_bytes(path.read_bytes()[:20])
+    data = [p for p in (step_dir / "state").rglob("*") if p.parent.name == "d"]
+    meta = step_dir / "meta" / "metadata"
+    if how == "flipped bit":
+        for path in data:
+            if path.stat().st_size > 10_000:
+                content = bytearray(path.read_bytes())
+                content[len(content) // 2] ^= 0x10
+                path.write_bytes(content)
+    elif how == "truncated":
+        for path in data:
+            path.write_bytes(path.read_bytes()[:20])
     elif how == "no state":
         shutil.rmtree(step_dir / "state")
     elif how == "no meta":
-        (step_dir / "meta" / "metadata").unlink()
-    elif how == "bad meta":
-        (step_dir / "meta" / "metadata").write_text('{"meta": ')
+        meta.unlink()
     else:
-        raise AssertionError(data)
+        meta.write_text('{"meta": ')
 
 
 def test_the_newest_comes_back_bit_for_bit(tmp_path):
@@ -95,7 +93,9 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert_equal(load_params(tmp_path / "c"), make_tree(4)["params"])
 
 
-@pytest.mark.parametrize("how", ["flip", "truncate", "no state", "no meta", "bad meta"])
+@pytest.mark.parametrize(
+    "how", ["flipped bit", "truncated", "no state", "no meta", "half meta"]
+)
 def test_a_damaged_newest_one_is_set_aside_for_the_one_before(tmp_path, how, caplog):
     save_all(tmp_path / "c", [1, 2])
     damage(tmp_path / "c" / "2", how)
@@ -114,7 +114,7 @@ def test_a_damaged_newest_one_is_set_aside_for_the_one_before(tmp_path, how, cap
 def test_with_all_damaged_nothing_is_guessed(tmp_path):
     save_all(tmp_path / "c", [1, 2])
     for step in ("1", "2"):
-        damage(tmp_path / "c" / step, "truncate")
+        damage(tmp_path / "c" / step, "truncated")
     with pytest.raises(CheckpointError, match=r"no usable checkpoint; damaged: \['2"):
         restore(tmp_path / "c")
 
@@ -138,7 +138,7 @@ def test_parameters_alone_are_read_and_placed_by_a_template(tmp_path):
     save_all(tmp_path / "c", [1])
     before = sorted(p for p in (tmp_path / "c").rglob("*"))
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
-    template = abstract_on_mesh({"norm": {"scale": jnp.zeros(8)}}, mesh)
+    template = abstract_on_mesh({"norm": {"scale": jnp.zeros(4096)}}, mesh)
     params = load_params(tmp_path / "c", template=template)
     assert params["norm"]["scale"].sharding == template["norm"]["scale"].sharding
     assert_equal(params, make_tree(1)["params"])
@@ -153,26 +153,28 @@ def test_a_missing_stage_is_named(tmp_path):
         load_params(tmp_path / "empty")
 
 
-def test_a_state_moves_to_another_number_of_devices(tmp_path, tiny_params):
-    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3), 10)
-    state = init_state(tiny_params, optimizer)
-    meshes = [make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))]
-    meshes.append(make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1]))
-    for mesh in meshes:
-        template = abstract_on_mesh(jax.eval_shape(lambda: state), mesh)
+def test_a_state_moves_to_another_number_of_devices(tmp_path):
+    params = {"lm_head": {"kernel": jnp.arange(64.0).reshape(8, 8)}}
+    state = init_state(params, make_optimizer(OptimizerConfig(peak_lr=1e-3), 10))
+    templates = [
+        abstract_on_mesh(jax.eval_shape(lambda: state), mesh)
+        for mesh in (
+            make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)),
+            make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1]),
+        )
+    ]
+    for number, template in enumerate(templates):
         placed = jax.device_put(state, jax.tree.map(lambda x: x.sharding, template))
-        with Checkpoints(tmp_path / str(mesh.size), 1) as checkpoints:
+        with Checkpoints(tmp_path / str(number), 1) as checkpoints:
             checkpoints.save(1, placed, {})
-    for source, mesh in zip((8, 1), meshes[::-1], strict=True):
-        template = abstract_on_mesh(jax.eval_shape(lambda: state), mesh)
-        with Checkpoints(tmp_path / str(source), 1) as checkpoints:
+    for number, template in enumerate(reversed(templates)):
+        with Checkpoints(tmp_path / str(number), 1) as checkpoints:
             restored = checkpoints.restore_latest(template)
         assert restored is not None
         assert_equal(restored.tree, state)
-        for leaf, abstract in zip(
-            jax.tree.leaves(restored.tree), jax.tree.leaves(template), strict=True
-        ):
-            assert leaf.sharding == abstract.sharding
+        assert jax.tree.map(lambda x: x.sharding, restored.tree) == jax.tree.map(
+            lambda x: x.sharding, template
+        )
 
 
 def test_the_tree_may_be_donated_right_after_a_save(tmp_path):
@@ -182,9 +184,6 @@ def test_the_tree_may_be_donated_right_after_a_save(tmp_path):
         for step in range(8):
             checkpoints.save(step, tree, {})
             tree = bump(bump(tree))
-        for step in range(8):
-            found = load_params(tmp_path / "c", prefix="x", template=None)
-            assert found is not None
     with Checkpoints(tmp_path / "c", 100) as checkpoints:
         for step in reversed(range(8)):
             restored = checkpoints.restore_latest(tree)
@@ -195,17 +194,23 @@ def test_the_tree_may_be_donated_right_after_a_save(tmp_path):
             checkpoints._manager.reload()
 
 
-def test_a_full_disk_is_a_clear_error(tmp_path):
-    if os.geteuid() == 0 and not shutil.which("mount"):
-        pytest.skip("no way to make a directory unwritable")
+def test_what_cannot_be_written_is_one_clear_error(tmp_path):
     with Checkpoints(tmp_path / "c", 2) as checkpoints:
         checkpoints.save(1, make_tree(1), {})
-        checkpoints._manager.wait_until_finished()
         shutil.rmtree(tmp_path / "c")
         (tmp_path / "c").write_text("in the way")
         with pytest.raises(CheckpointError, match="could not write a checkpoint"):
             checkpoints.save(2, make_tree(2), {})
-            checkpoints._manager.wait_until_finished()
+
+
+def test_saving_a_small_state_takes_a_moment(tmp_path, tiny_params):
+    state = init_state(tiny_params, make_optimizer(OptimizerConfig(peak_lr=1.0), 1))
+    with Checkpoints(tmp_path / "c", 2) as checkpoints:
+        checkpoints.save(0, state, {})
+        start = time.process_time()
+        for step in range(1, 5):
+            checkpoints.save(step, state, {})
+        assert (time.process_time() - start) / 4 < 0.5
 
 
 _SAVER = """

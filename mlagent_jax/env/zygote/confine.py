@@ -86,7 +86,7 @@ def unmount(target: str) -> None:
 
 
 def prctl(option: int, *args: int) -> None:
-    """Calls prctl(2).
+    """Sets a control of this process (man 2 prctl).
 
     Raises:
       OSError: the kernel refuses.

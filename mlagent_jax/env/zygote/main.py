@@ -1,8 +1,8 @@
 """Entry of the zygote: import once, then one fork a request.
 
-The zygote itself reads no byte of a request. It waits until one is there, forks,
-and lets the child (`supervisor`) read, run and answer; so nothing that a script
-does can pile up in the process that later scripts are forked from.
+The zygote itself reads no byte of a request. Its child, forked before the request is
+there, reads, runs and answers (`supervisor`); so nothing that a script does can pile
+up in the process that later scripts are forked from.
 """
 
 import gc
@@ -38,14 +38,14 @@ def main(argv: list[str]) -> int:
     # a child would otherwise touch, and so copy, every page of the libraries.
     gc.collect()
     gc.freeze()
-    while connection.recv(1, socket.MSG_PEEK):
+    while True:
         pid = os.fork()
         if pid == 0:
             supervisor.serve_one(connection, confinement)  # never returns
         _, status = os.waitpid(pid, 0)
-        if status != 0:
-            return 1
-    return 0
+        code = os.waitstatus_to_exitcode(status)
+        if code != 0:
+            return 0 if code == supervisor.NO_MORE_REQUESTS else 1
 
 
 def _preload(names: tuple[str, ...]) -> list[str]:

@@ -11,12 +11,16 @@ Nothing that it can write to exists before or after the run.
 import contextlib
 import os
 import signal
+import stat
 
 from . import confine, syscall_filter
 from .map_users import SCRIPT_ID
 from .protocol import Job, Settings
 
-TASKS_DIR = "/tasks"  # bubblewrap mounts every task's public data below
+# One folder for all that is ours: no host has its interpreter there.
+SANDBOX_DIR = "/mlagent-sandbox"
+WORKSPACE = f"{SANDBOX_DIR}/workspace"
+TASKS_DIR = f"{SANDBOX_DIR}/tasks"  # every task's public data below, by number
 _TMPFS_FLAGS = confine.MS_NOSUID | confine.MS_NODEV
 _MAX_SCRATCH_FILES = 4096
 
@@ -41,7 +45,7 @@ class NamespaceConfinement:
         if os.getuid() == 0:
             # bubblewrap as root covers parts of /proc, and the kernel lets nobody mount
             # a fresh /proc where the present one is covered. A script's is read-only.
-            for path in _mounts_below("/proc"):
+            for path in reversed(_mounts_below("/proc")):
                 confine.unmount(path)
 
     def prepare(self, job: Job) -> str:
@@ -86,17 +90,9 @@ class NamespaceConfinement:
         if not os.statvfs(data).f_flag & os.ST_RDONLY:
             raise OSError(f"{data} is not read-only")
         _mount_tmpfs(TASKS_DIR, 4096, confine.MS_RDONLY)  # hides the other tasks
-        _mount_tmpfs("/tmp", 2 * job.file_bytes)
         _mount_tmpfs("/dev/shm", job.file_bytes)
-        confine.mount(
-            "proc",
-            "/proc",
-            "proc",
-            confine.MS_RDONLY
-            | confine.MS_NOSUID
-            | confine.MS_NODEV
-            | confine.MS_NOEXEC,
-        )
+        _mount_tmpfs_around("/tmp", 2 * job.file_bytes)
+        _mount_proc()
         os.chdir(self._workspace)  # a path from before would be below the mounts
         # The supervisor is the one other process in this user namespace.
         confine.set_limits(job, num_other_processes=1)
@@ -132,10 +128,40 @@ def _mount_tmpfs(target: str, size_bytes: int, flags: int = 0) -> None:
     confine.mount("tmpfs", target, "tmpfs", _TMPFS_FLAGS | flags, options)
 
 
+def _mount_tmpfs_around(target: str, size_bytes: int) -> None:
+    """Mounts a tmpfs, but keeps what is mounted below: an interpreter may be there."""
+    inner = [(path, os.open(path, os.O_PATH)) for path in _mounts_below(target)]
+    _mount_tmpfs(target, size_bytes)
+    for path, fd in inner:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.makedirs(path, exist_ok=True)
+        else:
+            open(path, "x").close()
+        confine.mount(f"/proc/self/fd/{fd}", path, "", confine.MS_BIND)
+        os.close(fd)
+
+
+def _mount_proc() -> None:
+    """Mounts a read-only /proc that shows the run's own processes only.
+
+    Where the kernel refuses because something covers parts of the present /proc, that
+    one stays, read-only. It shows the zygote as well; to look into it takes rights
+    in a user namespace that the script is not in.
+    """
+    flags = confine.MS_NOSUID | confine.MS_NODEV | confine.MS_NOEXEC | confine.MS_RDONLY
+    try:
+        confine.mount("proc", "/proc", "proc", flags)
+    except PermissionError:
+        confine.mount("/proc", "/proc", "", confine.MS_BIND | confine.MS_REC)
+        confine.mount("none", "/proc", "", flags | confine.MS_REMOUNT | confine.MS_BIND)
+
+
 def _mounts_below(path: str) -> list[str]:
-    with open("/proc/self/mounts") as mounts:
-        points = [line.split()[1] for line in mounts]
-    return [p for p in reversed(points) if p.startswith(path + "/")]
+    with open("/proc/self/mounts", encoding="ascii", errors="replace") as mounts:
+        # The kernel writes spaces and the like as backslash and octal number.
+        points = [x.split()[1].encode().decode("unicode_escape") for x in mounts]
+    return [p for p in points if p.startswith(path + "/")]
 
 
 def _numbers_in_proc() -> list[int]:

@@ -15,10 +15,11 @@ of system calls, and all its descendants are found and killed at the end. Known 
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
-import subprocess
+import stat
 import tempfile
 import time
 
@@ -29,6 +30,7 @@ _KILL_TIMEOUT_S = 5.0
 _MAX_EVENTS = 5
 _FIRST_ID, _NUM_IDS = 64_200, 1_000
 _SPARE_THREADS = 200
+_SYSTEM_INFORMATION = ("/proc", "/sys/fs/cgroup", "/sys/devices/system")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/shm")
 
 
@@ -46,10 +48,13 @@ class ProcessConfinement:
         """Prepares this process, the zygote."""
         confine.set_traceable(False)
         self._root = settings.workspace_root
-        self._readable = (*settings.readable, "/proc")
+        self._readable = (*settings.readable, *_SYSTEM_INFORMATION)
         # If we are root, a script is another user: one whom the kernel counts and who
         # owns nothing. One a zygote, so that they do not count for each other.
         self._script_id = _FIRST_ID + os.getpid() % _NUM_IDS
+        os.chmod(self._root, 0o711)
+        # Packages may lie in root's home, where another user has no permission.
+        self._needs_read_search = not all(map(_is_open_to_others, settings.readable))
         self._run_dir = ""
         self._workspace = ""
         self._data_before: dict[str, tuple[int, ...]] = {}
@@ -65,7 +70,9 @@ class ProcessConfinement:
         self._workspace = os.path.join(self._run_dir, "workspace")
         data = os.path.join(self._workspace, "data")
         shutil.copytree(job.data_dir, data)
-        copies = [os.path.join(d, name) for d, _, names in os.walk(data) for name in names]
+        copies = [
+            os.path.join(d, name) for d, _, names in os.walk(data) for name in names
+        ]
         for path in copies:
             os.chmod(path, 0o444)
         self._data_before = {path: _mark(path) for path in copies}
@@ -100,8 +107,8 @@ class ProcessConfinement:
         # The kernel counts processes per user: ours count here, and may grow.
         others = 0 if is_root else _threads_of_this_user() + _SPARE_THREADS
         confine.set_limits(job, num_other_processes=others)
-        # Packages may lie in root's home, where another user has no permission.
-        confine.drop_privileges(keep_read_search=is_root)
+        keep_read_search = is_root and self._needs_read_search
+        confine.drop_privileges(keep_read_search=keep_read_search)
         confine.die_with_parent()
         confine.set_traceable(True)
         landlock.restrict(self._readable, (self._run_dir, *_DEVICES))
@@ -114,7 +121,8 @@ class ProcessConfinement:
             fields = usage.stat_fields(int(name)) if name.isdecimal() else []
             if fields and fields[0] != "Z":
                 children.setdefault(int(fields[1]), []).append(int(name))
-        found, parents = [], [os.getpid()]
+        found: list[int] = []
+        parents = [os.getpid()]
         while parents:
             below = children.get(parents.pop(), [])
             found += below
@@ -134,9 +142,21 @@ class ProcessConfinement:
         return total > job.scratch_bytes
 
     def kill(self, pid: int) -> None:
-        """Kills the run, of which `pid` is the first process."""
-        os.killpg(pid, signal.SIGKILL)  # at once, however fast it forks
-        self.kill_rest()
+        """Kills the run, of which `pid` is the first process.
+
+        Raises:
+          OSError: some are still alive after five seconds.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # at once, however fast they fork
+        deadline_s = time.monotonic() + _KILL_TIMEOUT_S
+        while pids := self.pids():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline_s:
+                raise OSError(f"processes {pids} survive SIGKILL")
+            time.sleep(0.001)
 
     def kill_rest(self) -> None:
         """Kills all descendants, those in other sessions too.
@@ -144,16 +164,11 @@ class ProcessConfinement:
         Raises:
           OSError: some are still alive after five seconds.
         """
-        deadline_s = time.monotonic() + _KILL_TIMEOUT_S
-        while pids := self.pids():
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            if time.monotonic() > deadline_s:
-                raise OSError(f"processes {pids} survive SIGKILL")
-            time.sleep(0.001)
+        for pid in self.pids():
+            self.kill(pid)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # the orphans that we adopted
+                pass
 
     def events(self) -> list[str]:
         """Returns which files of the run's copy of data/ the script changed."""
@@ -163,11 +178,48 @@ class ProcessConfinement:
 
     def clean_up(self) -> None:
         """Removes the run's directory, however the script left it."""
-        # shutil.rmtree gives up on trees as deep as a script can make them.
-        for command in (["rm", "-rf"], ["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
-            done = subprocess.run([*command, self._run_dir], capture_output=True)
-            if command[0] == "rm" and done.returncode == 0:
-                break
+        _remove_tree(self._run_dir)
+
+
+def _remove_tree(root: str) -> None:
+    """Removes `root`; takes time that is linear in its entries, however deep it is.
+
+    The paths of a tree that a script nested may be too long to be used at all, so
+    every folder that is found is first moved up to `root`.
+    """
+    fresh_names = itertools.count()
+    root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    while names := os.listdir(root_fd):
+        for name in names:
+            if not _is_folder(name, root_fd):
+                os.unlink(name, dir_fd=root_fd)
+                continue
+            os.chmod(name, 0o700, dir_fd=root_fd)
+            folder_fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=root_fd)
+            for inner in os.listdir(folder_fd):
+                if _is_folder(inner, folder_fd):
+                    os.chmod(inner, 0o700, dir_fd=folder_fd)
+                    new_name = f"{os.path.basename(root)}-{next(fresh_names)}"
+                    os.rename(inner, new_name, src_dir_fd=folder_fd, dst_dir_fd=root_fd)
+                else:
+                    os.unlink(inner, dir_fd=folder_fd)
+            os.close(folder_fd)
+            os.rmdir(name, dir_fd=root_fd)
+    os.close(root_fd)
+    os.rmdir(root)
+
+
+def _is_folder(name: str, folder_fd: int) -> bool:
+    return stat.S_ISDIR(os.lstat(name, dir_fd=folder_fd).st_mode)
+
+
+def _is_open_to_others(path: str) -> bool:
+    """True if any user may pass all folders down to `path`, or if it is missing."""
+    folders = itertools.accumulate(os.path.realpath(path).split("/"), os.path.join)
+    try:
+        return all(os.stat(f"/{f}").st_mode & stat.S_IXOTH for f in list(folders)[:-1])
+    except FileNotFoundError:
+        return True
 
 
 def _threads_of_this_user() -> int:

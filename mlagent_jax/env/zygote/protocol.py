@@ -43,8 +43,12 @@ class Settings:
     def from_json(cls, text: str) -> "Settings":
         """Returns the settings that `to_json` wrote."""
         values = json.loads(text)
-        lists = {name: tuple(values.pop(name)) for name in ("readable", "preload")}
-        return cls(**values, **lists)
+        return cls(
+            isolation=values["isolation"],
+            workspace_root=values["workspace_root"],
+            readable=tuple(values["readable"]),
+            preload=tuple(values["preload"]),
+        )
 
     def to_json(self) -> str:
         """Returns the settings as one line."""

@@ -6,6 +6,7 @@ code, this module included; confinement is complete before.
 
 import atexit
 import builtins
+import contextlib
 import gc
 import io
 import os
@@ -76,7 +77,7 @@ def _execute(script: str) -> int:
     sys.path.insert(0, os.path.dirname(path))
     multiprocessing_process = sys.modules.get("multiprocessing.process")
     if multiprocessing_process is not None:  # remembers where it was imported
-        multiprocessing_process.ORIGINAL_DIR = os.getcwd()
+        setattr(multiprocessing_process, "ORIGINAL_DIR", os.getcwd())  # noqa: B010
     try:
         # The relative name: tracebacks must not depend on where the workspace is.
         with open(script, "rb") as file:
@@ -108,13 +109,16 @@ def _finish(status: int) -> int:
     serves nobody in a process that is about to end.
     """
     try:
-        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
-        atexit._run_exitfuncs()
-        sys.modules.pop("__main__", None)
-        gc.collect()
+        # No public names do this; an unused ThreadPoolExecutor ends only so.
+        for module, function in ((threading, "_shutdown"), (atexit, "_run_exitfuncs")):
+            getattr(module, function)()
+        # Before the collector, which may close a file's layers in the wrong order.
         for item in gc.get_objects():
-            if issubclass(type(item), io.IOBase) and not item.closed:
-                item.flush()
+            if isinstance(item, io.TextIOWrapper | io.BufferedWriter):
+                with contextlib.suppress(ValueError):  # closed, or detached
+                    item.flush()
+        sys.modules.pop("__main__", None)
+        gc.collect()  # archives and the like write their end when they are freed
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException as e:  # noqa: BLE001 - the outermost frame of a process

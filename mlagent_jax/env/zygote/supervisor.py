@@ -20,6 +20,8 @@ from typing import NoReturn, Protocol
 from . import collect, confine, protocol, script, usage
 from .protocol import Job, Report, Stop
 
+NO_MORE_REQUESTS = 3  # exit status of a supervisor
+
 _READ_BYTES = 1 << 16
 _READY = b"ready"
 _CLOSE_LOOK_PAUSE = 9.0  # at most a tenth of one core goes into close looks
@@ -100,10 +102,15 @@ class OutputTail:
 
 
 def serve_one(connection: socket.socket, confinement: Confinement) -> NoReturn:
-    """Answers one request and ends the process; status 1 means that we failed."""
+    """Waits for a request, answers it, and ends the process.
+
+    Exit status: 0, NO_MORE_REQUESTS if the host closed the connection, else 1.
+    """
     status = 1
     try:
         confine.die_with_parent()
+        if not connection.recv(1, socket.MSG_PEEK):
+            os._exit(NO_MORE_REQUESTS)
         body, blobs = protocol.receive(connection, max_blob_bytes=sys.maxsize)
         answer, contents = _run(Job(**body), blobs, confinement)
         protocol.send(connection, answer, contents)
@@ -191,7 +198,9 @@ def _become_script(
     job: Job, confinement: Confinement, stdout: int, stderr: int, status: int
 ) -> NoReturn:
     try:
-        script.become_fresh_interpreter(os.open(os.devnull, os.O_RDONLY), stdout, stderr)
+        script.become_fresh_interpreter(
+            os.open(os.devnull, os.O_RDONLY), stdout, stderr
+        )
         confinement.enter(job)
         os.write(status, _READY)
         os.closerange(3, 4096)

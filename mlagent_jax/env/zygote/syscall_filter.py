@@ -26,7 +26,7 @@ _X32_BIT = 0x40000000  # x86-64 kernels may know a second numbering
 # machine -> (AUDIT_ARCH of <linux/audit.h>, column of the tables below)
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
-_REFUSED = {
+REFUSED = {
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -71,7 +71,7 @@ _REFUSED = {
     "clock_settime": (227, 112),
 }
 # In the weak backend the script is the same user, on the same files, as we are.
-_REFUSED_WEAK = {
+REFUSED_WEAK = {
     "chmod": (90, None),
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
@@ -131,15 +131,13 @@ def _program(
         _line(_LOAD, _NUMBER),
         *_if(_AT_LEAST, _X32_BIT, [_line(_RETURN, refused)]),
     ]
-    tables = [_REFUSED, _REFUSED_WEAK] if is_weak_backend else [_REFUSED]
+    tables = [REFUSED, REFUSED_WEAK] if is_weak_backend else [REFUSED]
     for numbers in (pair for table in tables for pair in table.values()):
         number = numbers[column]
         if number is not None:
             lines += _if(_EQUAL, number, [_line(_RETURN, refused)])
     # Its flags are behind a pointer; without it, libraries fall back to clone.
-    lines += _if(
-        _EQUAL, _CLONE3[column], [_line(_RETURN, _ERRNO | errno.ENOSYS)]
-    )
+    lines += _if(_EQUAL, _CLONE3[column], [_line(_RETURN, _ERRNO | errno.ENOSYS)])
     look = [_line(_LOAD, _FIRST_ARGUMENT)]
     flags = [*look, *_if(_ANY_BIT, _NEW_NAMESPACES, [_line(_RETURN, refused)])]
     lines += _if(_EQUAL, _CLONE[column], [*flags, _line(_RETURN, _ALLOW)])
