@@ -1,14 +1,13 @@
-"""Loads policies that our own sampler runs: checkpoints of a run or HF folders."""
+"""Loads policies that our own sampler runs: stages of a run or HF folders."""
 
 from pathlib import Path
 
 from launch import common
+from launch.weights import load_stage_weights, tokenizer_path
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import hf, qwen2
 from mlagent_jax.policy.local import LocalPolicy
-from mlagent_jax.rl.loop import load_sft_params
 from mlagent_jax.text.tokenizer import Tokenizer
-from mlagent_jax.train.checkpoint import load_params
 
 
 def load_local_policy(run: common.Run, checkpoint: str, name: str) -> LocalPolicy:
@@ -23,30 +22,20 @@ def load_local_policy(run: common.Run, checkpoint: str, name: str) -> LocalPolic
       ConfigError: there is no such folder.
       CheckpointError: the weights are missing, damaged or of another shape.
     """
-    config, workdir = run.config, run.workdir
-    tokenizer_path = Path(config.tokenizer.path or workdir / "tokenizer")
+    config = run.config
     if checkpoint in ("sft", "ppo"):
-        model_cfg = config.model or hf.load_config(Path(str(config.init)))
-        params = (
-            load_sft_params(workdir, model_cfg)
-            if checkpoint == "sft"
-            else load_params(
-                workdir / "ppo" / "checkpoints",
-                prefix="actor/params",
-                template=qwen2.abstract_params(model_cfg),
-            )
-        )
+        model_cfg, params = load_stage_weights(config, run.workdir, checkpoint)
+        tokenizer = tokenizer_path(config, run.workdir)
     else:
-        folder = Path(checkpoint)
-        if not folder.is_dir():
+        tokenizer = Path(checkpoint)
+        if not tokenizer.is_dir():
             raise ConfigError(f"policy hf:{checkpoint}: no such folder")
-        model_cfg, params = hf.load_folder(folder)
-        tokenizer_path = folder
+        model_cfg, params = hf.load_folder(tokenizer)
     return LocalPolicy(
         name=name,
         graphdef=qwen2.make_graphdef(model_cfg),
         params=params,
-        tokenizer=Tokenizer.load(tokenizer_path),
+        tokenizer=Tokenizer.load(tokenizer),
         cfg=config.sample,
         max_prompt_tokens=config.prompt.max_prompt_tokens,
     )

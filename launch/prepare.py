@@ -1,24 +1,21 @@
-"""Builds the data of every task: `python -m launch.prepare --config=...`.
+"""Prepares the data of a run's tasks: `python -m launch.prepare --config=...`.
 
-Writes <workdir>/tasks/<task>/{public,private,task.json} for the held-in and held-out
-tasks of the config. Done before, it only checks the hashes.
+Writes `<workdir>/tasks/<task>/`: public files for the agent, hidden labels for the
+grader, hashes of both. A task that is there already is only checked.
 """
 
-from pathlib import Path
-
 from launch import common
-from mlagent_jax.env.task import prepare_task
+from mlagent_jax.env.task import load_tasks, prepare_task, prepared_dir, task_folders
 
 
 def main(run: common.Run) -> None:
-    """Prepares all tasks of the config."""
-    config = run.config
-    task_ids = (*config.held_in, *config.held_out)
-    with common.progress(len(task_ids), "prepare", "task") as bar:
-        for task_id in task_ids:
-            folder = Path(config.task_root) / task_id
-            prepare_task(folder, run.workdir / "tasks" / task_id)
-            bar.update(1)
+    """Prepares or checks every task of the config."""
+    folders = task_folders(run.config)
+    with common.progress(len(folders), "prepare", "task") as bar:
+        for _, task_id, folder in folders:
+            prepare_task(folder, prepared_dir(run.workdir, task_id))
+            bar.update()
+    load_tasks(run.config, run.workdir)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,9 @@ def bubblewrap_command(data_dirs: Sequence[Path]) -> list[str]:
     if program is None:
         raise SandboxDiedError("bubblewrap is not installed: no `bwrap` on PATH")
     command = [program, "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    command += [f"--unshare-{kind}" for kind in ("pid", "net", "ipc", "uts")]
+    command += [
+        f"--unshare-{kind}" for kind in ("pid", "net", "ipc", "uts", "cgroup-try")
+    ]
     if os.geteuid() == 0:
         command = [*_python(_ZYGOTE_DIR.parent, "map_users"), *command]
         for capability in ("SYS_ADMIN", "SETUID", "SETGID"):

@@ -61,6 +61,8 @@ class Scores(NamedTuple):
 ScoreFn = Callable[[Params, Params, Params, RolloutBatch], Scores]
 EstimateFn = Callable[[RolloutBatch, Scores], tuple[PpoBatch, Metrics]]
 PpoStep = Callable[[PpoState, PpoBatch], tuple[PpoState, Metrics]]
+# (parameters, micro-batch, chosen tokens of the minibatch) -> loss, metrics
+LossFn = Callable[[Params, PpoBatch, Array], tuple[Array, Metrics]]
 
 
 def make_optimizers(cfg: PpoConfig) -> PpoOptimizers:
@@ -95,7 +97,7 @@ def make_score_fn(graphdef: Any, cfg: PpoConfig, *, temperature: float) -> Score
     """Returns a function (actor, reference, critic parameters, batch) -> `Scores`.
 
     The old log-probabilities are computed here rather than taken from the sampler,
-    whose kernels and dtype differ; the ratio then starts at exactly 1. Without KL
+    whose kernels and dtype differ; the ratio then starts at 1. Without KL
     penalty the reference is neither read nor run and may be None.
 
     Args:
@@ -191,8 +193,33 @@ def make_ppo_step(
       is_warmup: True trains the critic alone and returns the actor as it is.
       state_shardings: where the state lives; None leaves it to the compiler.
     """
+    actor_loss = _make_actor_loss(graphdef, cfg, temperature)
+    critic_loss = _make_critic_loss(graphdef, cfg)
 
-    def actor_loss(params: Params, batch: PpoBatch, num_tokens: Array):
+    def step(state: PpoState, batch: PpoBatch) -> tuple[PpoState, Metrics]:
+        num_tokens = batch.response_mask_BT.sum()
+        micro_batches = _split_micro_batches(batch, cfg.micro_batch_size)
+        grads, metrics = _accumulate(
+            critic_loss, state.critic.params, micro_batches, num_tokens
+        )
+        metrics["critic_grad_norm"] = optax.tree.norm(grads)
+        critic = apply_gradients(state.critic, grads, optimizers.critic)
+        if is_warmup:
+            return PpoState(actor=state.actor, critic=critic), metrics
+        grads, actor_metrics = _accumulate(
+            actor_loss, state.actor.params, micro_batches, num_tokens
+        )
+        metrics |= actor_metrics | {"actor_grad_norm": optax.tree.norm(grads)}
+        actor = apply_gradients(state.actor, grads, optimizers.actor)
+        return PpoState(actor=actor, critic=critic), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+
+
+def _make_actor_loss(graphdef: Any, cfg: PpoConfig, temperature: float) -> LossFn:
+    def actor_loss(
+        params: Params, batch: PpoBatch, num_tokens: Array
+    ) -> tuple[Array, Metrics]:
         mask_BT = batch.response_mask_BT
         new_logprobs_BT, entropy_BT = _score(graphdef, params, batch, temperature)
         log_ratio_BT = losses.log_ratio(new_logprobs_BT, batch.old_logprobs_BT, mask_BT)
@@ -221,7 +248,13 @@ def make_ppo_step(
         }
         return policy_loss - cfg.entropy_coef * entropy, metrics
 
-    def critic_loss(params: Params, batch: PpoBatch, num_tokens: Array):
+    return actor_loss
+
+
+def _make_critic_loss(graphdef: Any, cfg: PpoConfig) -> LossFn:
+    def critic_loss(
+        params: Params, batch: PpoBatch, num_tokens: Array
+    ) -> tuple[Array, Metrics]:
         value_loss = losses.clipped_value_loss(
             _values_before(graphdef, params, batch),
             batch.values_BT,
@@ -232,24 +265,7 @@ def make_ppo_step(
         )
         return cfg.value_coef * value_loss, {"value_loss": value_loss}
 
-    def step(state: PpoState, batch: PpoBatch) -> tuple[PpoState, Metrics]:
-        num_tokens = batch.response_mask_BT.sum()
-        micro_batches = _split_micro_batches(batch, cfg.micro_batch_size)
-        grads, metrics = _accumulate(
-            critic_loss, state.critic.params, micro_batches, num_tokens
-        )
-        metrics["critic_grad_norm"] = optax.tree.norm(grads)
-        critic = apply_gradients(state.critic, grads, optimizers.critic)
-        if is_warmup:
-            return PpoState(actor=state.actor, critic=critic), metrics
-        grads, actor_metrics = _accumulate(
-            actor_loss, state.actor.params, micro_batches, num_tokens
-        )
-        metrics |= actor_metrics | {"actor_grad_norm": optax.tree.norm(grads)}
-        actor = apply_gradients(state.actor, grads, optimizers.actor)
-        return PpoState(actor=actor, critic=critic), metrics
-
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+    return critic_loss
 
 
 def _score(
@@ -301,7 +317,7 @@ def _join_micro_batches(batch: Any) -> Any:
 
 
 def _accumulate(
-    loss_fn: Callable[[Params, PpoBatch, Array], tuple[Array, Metrics]],
+    loss_fn: LossFn,
     params: Params,
     micro_batches: PpoBatch,
     num_tokens: Array,

@@ -2,13 +2,13 @@ import numpy as np
 import pandas as pd
 from sklearn import decomposition, ensemble, linear_model, naive_bayes
 from sklearn import neighbors, pipeline, preprocessing, svm
-from sklearn.feature_extraction import text
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 train = pd.read_csv("data/train.csv", index_col="id")
 test = pd.read_csv("data/test.csv", index_col="id")
 y = train.pop("grade")
 
-words = text.CountVectorizer(max_features=20)
+words = CountVectorizer(max_features=20)
 scale = preprocessing.FunctionTransformer()
 select = "passthrough"
 model = neighbors.KNeighborsRegressor(50)

@@ -2,21 +2,18 @@ import numpy as np
 import pandas as pd
 from sklearn import decomposition, ensemble, linear_model, naive_bayes
 from sklearn import neighbors, pipeline, preprocessing, svm
-from sklearn.feature_extraction import text
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 train = pd.read_csv("data/train.csv", index_col="id")
 test = pd.read_csv("data/test.csv", index_col="id")
 y = train.pop("score")
-
-words = text.CountVectorizer(max_features=20)
-words.fit(train["anchor"] + " " + train["target"])
-
-
-def encode(rows):
-    a, b = words.transform(rows["anchor"]), words.transform(rows["target"])
-    mix = abs(a - b)
-    return mix.toarray()
-
+table = pd.concat([train, test])
+words = CountVectorizer(max_features=20)
+words.fit(table["anchor"] + " " + table["target"])
+a, b = words.transform(table["anchor"]), words.transform(table["target"])
+mix = abs(a - b)
+table = pd.DataFrame(mix.toarray(), table.index)
+train, test = table.loc[train.index], table.loc[test.index]
 
 scale = preprocessing.FunctionTransformer()
 select = "passthrough"
@@ -25,8 +22,8 @@ pipe = pipeline.make_pipeline(scale, select, model)
 
 part = train.sample(frac=0.3, random_state=0)
 rest = train.drop(part.index)
-pipe.fit(encode(part), y.loc[part.index])
-print("valid:", pipe.score(encode(rest), y.loc[rest.index]))
+pipe.fit(part, y.loc[part.index])
+print("valid:", pipe.score(rest, y.loc[rest.index]))
 
-pred = pipe.predict(encode(test))
+pred = pipe.predict(test)
 pd.DataFrame({"score": pred}, index=test.index).to_csv("submission.csv")

@@ -176,7 +176,8 @@ def test_script_without_seed_is_repeatable_in_another_sandbox(
 ) -> None:
     clean = {"train.py": _CLEAN}
     isolation = "bubblewrap" if executor.isolation == "bubblewrap" else "process"
-    with Executor(world.tasks(), EnvConfig(isolation=isolation)) as other:
+    cfg = EnvConfig(isolation=isolation, preload=("numpy",))
+    with Executor(world.tasks(), cfg) as other:
         there = other.run("plain", clean, "train.py").result.stdout
     assert executor.run("plain", clean, "train.py").result.stdout == there
 

@@ -11,7 +11,10 @@ library only and imports its own modules relatively.
   script      the script's process: becomes an ordinary `python script.py`
   namespaces  confinement by Linux namespaces (backend "bubblewrap")
   processes   the weak confinement without them (backend "process")
+  map_users   for "bubblewrap" as root: makes scripts another user
+  landlock    for "process": which files may be used, where the kernel can say so
   confine     what both share: resource limits, capabilities, system calls
+  syscall_filter  refuses system calls that no script needs
   usage       what a group of processes uses right now
   collect     the files a script left behind
   protocol    messages between host and zygote

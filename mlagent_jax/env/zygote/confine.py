@@ -28,6 +28,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 _CAP_DAC_READ_SEARCH = 2
+_CAPS_TO_CHANGE_USER = (0, 6, 7)  # CAP_CHOWN, CAP_SETGID, CAP_SETUID
 _CAPABILITY_VERSION_3 = 0x20080522
 _MAX_OPEN_FILES = 512
 
@@ -120,6 +121,14 @@ def adopt_orphans() -> None:
       OSError: the kernel refuses.
     """
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def may_change_user() -> bool:
+    """True if this process may change files' owners and its own user and groups."""
+    with open("/proc/self/status") as status:
+        line = next(x for x in status if x.startswith("CapEff:"))
+    mask = int(line.split()[1], 16)
+    return all(mask >> number & 1 for number in _CAPS_TO_CHANGE_USER)
 
 
 def become_user(number: int, *, keep_capabilities: bool = False) -> None:

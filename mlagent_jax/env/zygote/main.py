@@ -55,6 +55,8 @@ def _preload(names: tuple[str, ...]) -> list[str]:
             importlib.import_module(name)
         except ImportError as e:
             missing.append(f"{name} ({e})")
+    if "numpy" in sys.modules:  # imports this one late, and seeds it by chance then
+        importlib.import_module("numpy.random")
     return missing
 
 

@@ -2,15 +2,17 @@
 
 For machines where bubblewrap cannot work. A script runs in its own session and a
 private directory, under kernel resource limits, without capabilities, behind a filter
-of system calls, and all its descendants are found and killed at the end. Known gaps:
+of system calls, as another user if we are root, and all its descendants are found and
+killed at the end. Known gaps:
   - Without Landlock (Linux 5.13, and not switched off) it can read and write whatever
     this user can: hidden labels, other workspaces, the project. With it, it cannot.
   - Without Landlock 6 (Linux 6.12) it can signal unrelated processes of this user;
     our own and everybody at once are refused.
-  - It can change its copy of data/ (noticed afterwards), see the machine's processes
+  - It can replace its copy of data/ (noticed afterwards), see the machine's processes
     and mounts, and leave files in /dev/shm for a later script.
   - It can fill the disk for a moment: the size of its directory is looked at every
-    0.1 s, not enforced. The same holds for the number of its processes.
+    0.1 s, not enforced. As root who may not change user, so is the number of processes,
+    and a fork bomb can outrun us.
   - On machines other than x86-64 and 64-bit ARM there is no filter: it has network.
 """
 
@@ -51,10 +53,14 @@ class ProcessConfinement:
         self._readable = (*settings.readable, *_SYSTEM_INFORMATION)
         # If we are root, a script is another user: one whom the kernel counts and who
         # owns nothing. One a zygote, so that they do not count for each other.
+        self._changes_user = os.getuid() == 0 and confine.may_change_user()
         self._script_id = _FIRST_ID + os.getpid() % _NUM_IDS
         os.chmod(self._root, 0o711)
         # Packages may lie in root's home, where another user has no permission.
-        self._needs_read_search = not all(map(_is_open_to_others, settings.readable))
+        needed = (*settings.readable, os.path.join(self._root, "run"))
+        self._keeps_read_search = self._changes_user and not all(
+            map(_is_open_to_others, needed)
+        )
         self._run_dir = ""
         self._workspace = ""
         self._data_before: dict[str, tuple[int, ...]] = {}
@@ -70,12 +76,11 @@ class ProcessConfinement:
         self._workspace = os.path.join(self._run_dir, "workspace")
         data = os.path.join(self._workspace, "data")
         shutil.copytree(job.data_dir, data)
-        copies = [
-            os.path.join(d, name) for d, _, names in os.walk(data) for name in names
-        ]
-        for path in copies:
-            os.chmod(path, 0o444)
-        self._data_before = {path: _mark(path) for path in copies}
+        for folder, _, names in os.walk(data):
+            os.chmod(folder, 0o755)
+            for path in (os.path.join(folder, name) for name in names):
+                os.chmod(path, 0o444)
+                self._data_before[path] = _mark(path)
         os.mkdir(os.path.join(self._run_dir, "tmp"))
         return self._workspace
 
@@ -85,10 +90,13 @@ class ProcessConfinement:
         Raises:
           OSError: we may not.
         """
-        if os.getuid() == 0:
-            for folder, _, names in os.walk(self._run_dir):
-                for path in (folder, *(os.path.join(folder, n) for n in names)):
-                    os.chown(path, self._script_id, self._script_id)
+        if not self._changes_user:
+            return
+        for folder, folders, names in os.walk(self._run_dir):
+            if folder == self._workspace:
+                folders.remove("data")  # stays ours, and so unchanged
+            for path in (folder, *(os.path.join(folder, name) for name in names)):
+                os.chown(path, self._script_id, self._script_id)
 
     def enter(self, job: Job) -> None:
         """Confines the script's process as far as this backend can.
@@ -100,15 +108,14 @@ class ProcessConfinement:
         os.chdir(self._workspace)
         os.environ["TMPDIR"] = os.environ["HOME"] = os.path.join(self._run_dir, "tmp")
         tempfile.tempdir = None
-        protected_pids = syscall_filter.own_ancestors()
-        is_root = os.getuid() == 0
-        if is_root:
+        protected_pids = usage.ancestors(os.getpid())
+        if self._changes_user:
             confine.become_user(self._script_id, keep_capabilities=True)
-        # The kernel counts processes per user: ours count here, and may grow.
-        others = 0 if is_root else _threads_of_this_user() + _SPARE_THREADS
+            others = 0
+        else:  # the kernel counts processes per user: ours count here, and may grow
+            others = _threads_of_this_user() + _SPARE_THREADS
         confine.set_limits(job, num_other_processes=others)
-        keep_read_search = is_root and self._needs_read_search
-        confine.drop_privileges(keep_read_search=keep_read_search)
+        confine.drop_privileges(keep_read_search=self._keeps_read_search)
         confine.die_with_parent()
         confine.set_traceable(True)
         landlock.restrict(self._readable, (self._run_dir, *_DEVICES))
@@ -142,13 +149,19 @@ class ProcessConfinement:
         return total > job.scratch_bytes
 
     def kill(self, pid: int) -> None:
-        """Kills the run, of which `pid` is the first process.
-
-        Raises:
-          OSError: some are still alive after five seconds.
-        """
+        """Kills the run, of which `pid` is the first process."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # at once, however fast they fork
+        self._kill_descendants()
+
+    def kill_rest(self) -> None:
+        """Kills all descendants, those in other sessions too."""
+        self._kill_descendants()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # the orphans that we adopted
+                pass
+
+    def _kill_descendants(self) -> None:
         deadline_s = time.monotonic() + _KILL_TIMEOUT_S
         while pids := self.pids():
             for pid in pids:
@@ -157,18 +170,6 @@ class ProcessConfinement:
             if time.monotonic() > deadline_s:
                 raise OSError(f"processes {pids} survive SIGKILL")
             time.sleep(0.001)
-
-    def kill_rest(self) -> None:
-        """Kills all descendants, those in other sessions too.
-
-        Raises:
-          OSError: some are still alive after five seconds.
-        """
-        for pid in self.pids():
-            self.kill(pid)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:  # the orphans that we adopted
-                pass
 
     def events(self) -> list[str]:
         """Returns which files of the run's copy of data/ the script changed."""
@@ -220,6 +221,8 @@ def _is_open_to_others(path: str) -> bool:
         return all(os.stat(f"/{f}").st_mode & stat.S_IXOTH for f in list(folders)[:-1])
     except FileNotFoundError:
         return True
+    except PermissionError:
+        return False
 
 
 def _threads_of_this_user() -> int:

@@ -8,7 +8,6 @@ refuses fail with EPERM. On machines other than x86-64 and 64-bit ARM there is n
 
 import ctypes
 import errno
-import os
 import platform
 import socket
 import struct
@@ -94,6 +93,7 @@ _SIGNALLING = {  # their first argument is a process
     "rt_tgsigqueueinfo": (297, 240),
 }
 _CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
+_MAX_PROTECTED = 50  # a jump of the filter reaches over 255 instructions
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEW* of clone(2), time namespaces apart
 
 
@@ -105,7 +105,8 @@ def install(*, is_weak_backend: bool, protected_pids: Sequence[int] = ()) -> Non
     Args:
       is_weak_backend: refuse also network, changes of permissions, and signals to
         everybody at once.
-      protected_pids: processes that signals to are refused (weak backend).
+      protected_pids: processes that signals to are refused, nearest first (weak
+        backend).
 
     Raises:
       OSError: the kernel has no such filters.
@@ -146,7 +147,8 @@ def _program(
         families += [socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK]
     lines += _if(_EQUAL, _SOCKET[column], [*look, *_only(families, refused)])
     if is_weak_backend:
-        targets = [-1, *protected_pids, *(-pid for pid in protected_pids)]
+        nearest = protected_pids[:_MAX_PROTECTED]
+        targets = [-1, *nearest, *(-pid for pid in nearest)]
         check = [*look]
         for target in targets:
             check += _if(_EQUAL, target & 0xFFFFFFFF, [_line(_RETURN, refused)])
@@ -180,18 +182,3 @@ def _only(values: Iterable[int], refused: int) -> list[bytes]:
     for value in values:
         lines += _if(_EQUAL, value, [_line(_RETURN, _ALLOW)])
     return [*lines, _line(_RETURN, refused)]
-
-
-def ancestors(pid: int) -> list[int]:
-    """Returns `pid` and the processes above it."""
-    found = [pid]
-    while found[-1] > 1:
-        with open(f"/proc/{found[-1]}/stat", "rb") as file:
-            text = file.read()
-        found.append(int(text[text.rfind(b")") + 2 :].split()[1]))
-    return [p for p in found if p > 0]
-
-
-def own_ancestors() -> list[int]:
-    """Returns the processes above this one."""
-    return ancestors(os.getppid())

@@ -51,6 +51,15 @@ def stat_fields(pid: int) -> list[str]:
     return text[text.rfind(")") + 2 :].split()
 
 
+def ancestors(pid: int) -> list[int]:
+    """Returns the processes above `pid`, nearest first."""
+    found: list[int] = []
+    while (fields := stat_fields(pid)) and int(fields[1]) > 0:
+        pid = int(fields[1])
+        found.append(pid)
+    return found
+
+
 def proportional_bytes(pids: Iterable[int]) -> int:
     """Returns resident memory in which a page shared by n processes counts 1/n.
 
