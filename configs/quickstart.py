@@ -69,18 +69,19 @@ def get_config() -> RunConfig:
         prompt=PromptConfig(
             style="brief",
             history_steps=0,
-            log_steps=6,
+            log_steps=4,
             max_feedback_chars=160,
             max_prompt_tokens=512,
         ),
         env=EnvConfig(num_workers=2, max_steps=8),
         sample=SampleConfig(
+            temperature=0.7,
             max_reply_tokens=96,
             num_slots=64,
             steps_per_call=16,
             prompt_buckets=(384, 512),
         ),
-        collect=CollectConfig(trajectories_per_task=40, fresh_per_task=6),
+        collect=CollectConfig(trajectories_per_task=36, fresh_per_task=4),
         pretrain=PretrainConfig(
             num_updates=350,
             batch_size=32,
@@ -90,14 +91,14 @@ def get_config() -> RunConfig:
             ),
         ),
         sft=SftConfig(
-            num_epochs=4.0,
-            batch_size=32,
-            micro_batch_size=32,
+            num_epochs=6.0,
+            batch_size=16,
+            micro_batch_size=16,
             seq_lens=(384, 448, 608),
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup_frac=0.05),
         ),
         ppo=PpoConfig(
-            num_updates=30,
+            num_updates=32,
             states_per_update=64,
             minibatch_size=64,
             micro_batch_size=64,
@@ -106,6 +107,10 @@ def get_config() -> RunConfig:
             kl_coef=0.01,
             actor=OptimizerConfig(peak_lr=2e-4, end_lr_frac=0.1),
             critic=OptimizerConfig(peak_lr=5e-4, end_lr_frac=1.0),
+            probe_every=8,
+            probe_trajectories=1,
         ),
-        eval=EvalConfig(trajectories_per_task=8, max_steps=8),
+        eval=EvalConfig(
+            trajectories_per_task=8, max_steps=8, fresh_states=8, samples_per_state=4
+        ),
     )

@@ -5,7 +5,7 @@
     python -m launch.tasks measure --all --write
 
 `check` runs the self-test of `env.task_check`. `measure` scores the starter with five
-seeds, every move of moves.toml alone, and a greedy combination of moves; `--write`
+seeds, every move of moves.toml alone, and searches for the best combination; `--write`
 puts the results into task.toml. Both prepare the data anew in a temporary folder.
 """
 
@@ -41,7 +41,9 @@ _TASK_ROOT = flags.DEFINE_string("task_root", "tasks", "Folder of task folders."
 _WRITE = flags.DEFINE_bool("write", False, "measure: update [scores] of task.toml.")
 
 NUM_SEEDS = 5
-_MAX_COMBINED = 8
+_MAX_COMBINED = 7
+_BEAM_WIDTH = 2
+_MIN_GAIN_FRAC = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,17 +74,17 @@ class Measurement:
 
     Attributes:
       starter: the starter as it stands.
-      baseline: its mean score over seeds and both parts.
-      baseline_std: standard deviation over seeds.
+      seed_mean: mean over seeds of its score, both parts together.
+      seed_std: standard deviation over seeds.
       moves: every move alone.
-      best: the greedy combination of moves.
+      best: the best combination of moves that was found.
       best_from: ids of its moves, in order.
       stderr: largest bootstrap standard error of starter and best on one part.
     """
 
     starter: Run
-    baseline: float
-    baseline_std: float
+    seed_mean: float
+    seed_std: float
     moves: dict[Move, Run]
     best: Run
     best_from: tuple[str, ...]
@@ -96,41 +98,57 @@ def measure_task(task: Task, moves: Sequence[Move], executor: Executor) -> Measu
         _run(task, script.replace("random_state=0", f"random_state={seed}"), executor)
         for seed in range(NUM_SEEDS)
     ]
+    starter = seeds[0]
     alone = {
         move: _run(task, changed, executor)
         for move in moves
         if (changed := make_move(move, script)) is not None
     }
-    best_from: list[str] = []
-    best = seeds[0]
-    while len(best_from) < _MAX_COMBINED:
-        trials: list[tuple[float, str, str, Run]] = []
-        for move in moves:
-            changed = make_move(move, script)
-            if changed is not None:
-                run = _run(task, changed, executor)
-                gain = task.sign * (run.selection - best.selection)
-                trials.append((gain, move.id, changed, run))
-        gain, move_id, changed, run = max(trials, key=lambda trial: trial[0])
-        # Smaller gains are luck of the selection part.
-        if not gain > 0.002 * abs(best.selection):
-            break
-        best_from.append(move_id)
-        script, best = changed, run
+    working = [m for m, run in alone.items() if run.submission is not None]
+    best, best_from = _search(task, working, script, starter, executor)
     means = [run.mean for run in seeds]
     return Measurement(
-        starter=seeds[0],
-        baseline=float(np.mean(means)),
-        baseline_std=float(np.std(means)),
+        starter=starter,
+        seed_mean=float(np.mean(means)),
+        seed_std=float(np.std(means)),
         moves=alone,
         best=best,
-        best_from=tuple(best_from),
+        best_from=best_from,
         stderr=max(
             standard_error(task, run.submission)
-            for run in (seeds[0], best)
+            for run in (starter, best)
             if run.submission is not None
         ),
     )
+
+
+def _search(
+    task: Task, moves: Sequence[Move], script: str, starter: Run, executor: Executor
+) -> tuple[Run, tuple[str, ...]]:
+    """Returns the best combination found by a beam search on the selection part."""
+    runs = {script: starter}
+    beam: list[tuple[str, tuple[str, ...]]] = [(script, ())]
+    best, best_from = starter, ()
+    for _ in range(_MAX_COMBINED):
+        found: dict[str, tuple[str, ...]] = {}
+        for parent, path in beam:
+            for move in moves:
+                changed = make_move(move, parent)
+                if changed is None or changed in runs:
+                    continue
+                runs[changed] = _run(task, changed, executor)
+                gain = task.sign * (runs[changed].selection - runs[parent].selection)
+                if gain > 0:
+                    found[changed] = (*path, move.id)
+        if not found:
+            break
+        ranked = sorted(found, key=lambda s: -task.sign * runs[s].selection)
+        beam = [(s, found[s]) for s in ranked[:_BEAM_WIDTH]]
+        gain = task.sign * (runs[ranked[0]].selection - best.selection)
+        # Smaller gains are luck of the selection part.
+        if gain > _MIN_GAIN_FRAC * abs(best.selection - starter.selection):
+            best, best_from = runs[ranked[0]], found[ranked[0]]
+    return best, best_from
 
 
 def make_move(move: Move, script: str) -> str | None:
@@ -143,12 +161,14 @@ def make_move(move: Move, script: str) -> str | None:
 
 def format_measurement(task: Task, result: Measurement) -> str:
     """Returns a table of one task's scores; `+` marks moves that improve."""
+    gap = abs(result.best.mean - result.starter.mean)
     lines = [
         f"{task.id}: {task.metric} ({task.direction}), "
-        f"baseline {result.baseline:.4g} +- {result.baseline_std:.2g}, "
+        f"baseline {result.starter.mean:.4g} "
+        f"({result.seed_mean:.4g} +- {result.seed_std:.2g} over seeds), "
         f"best {result.best.mean:.4g} from {', '.join(result.best_from)}, "
         f"standard error {result.stderr:.2g} "
-        f"({result.stderr / abs(result.best.mean - result.baseline):.1%} of the gap)",
+        f"({result.stderr / gap:.1%} of the gap)",
         f"  {'starter':12} {_format_run(result.starter)}",
     ]
     num_better = 0
@@ -168,8 +188,9 @@ def write_scores(folder: Path, result: Measurement) -> None:
     text = path.read_text(encoding="utf-8")
     scores = (
         "[scores]\n"
-        f"baseline = {result.baseline:.5g}\n"
-        f"baseline_std = {result.baseline_std:.2g}\n"
+        f"baseline = {result.starter.mean:.5g}\n"
+        f"seed_mean = {result.seed_mean:.5g}\n"
+        f"seed_std = {result.seed_std:.2g}\n"
         f"best = {result.best.mean:.5g}\n"
         f'best_from = "moves {", ".join(result.best_from)}"\n'
         f"stderr = {result.stderr:.2g}\n"

@@ -42,6 +42,7 @@ __all__ = [
     "prepare_task",
     "prepared_dir",
     "rebuild_hashes",
+    "split_rows",
     "task_folders",
 ]
 
@@ -70,6 +71,16 @@ class PreparedData:
 Prepare = Callable[[np.random.Generator], PreparedData]
 
 
+def split_rows(
+    table: pd.DataFrame,
+    num_train: int,
+    links: Mapping[str, pd.DataFrame] | None = None,
+) -> PreparedData:
+    """Returns the first `num_train` rows for the agent, the rest hidden."""
+    hidden = table.tail(len(table) - num_train)
+    return PreparedData(train=table.head(num_train), test=hidden, links=links or {})
+
+
 def prepare_task(folder: Path, prepared: Path) -> Task:
     """Writes the data of a task, or checks what is there, and returns the task.
 
@@ -84,11 +95,15 @@ def prepare_task(folder: Path, prepared: Path) -> Task:
         changed since, or made from another version of the folder.
     """
     if not (prepared / "task.json").is_file():
+        if prepared.exists():
+            raise TaskError(f"{prepared}: has no task.json; move the folder away")
+        partial = prepared.with_name(f".{prepared.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         spec = read_spec(folder)
-        _write_prepared(spec, _data_files(spec, _load_prepare(folder)), prepared)
-    task = load_task(folder, prepared)
-    _check_labels(task)
-    return task
+        _write_files(spec, _data_files(spec, _load_prepare(folder)), partial)
+        _check_labels(load_task(folder, partial))
+        os.replace(partial, prepared)
+    return load_task(folder, prepared)
 
 
 def rebuild_hashes(folder: Path) -> dict[str, str]:
@@ -129,7 +144,7 @@ def load_task(folder: Path, prepared: Path) -> Task:
         starter=spec.starter,
         entry_script=ENTRY_SCRIPT,
         baseline=spec.baseline,
-        baseline_std=spec.baseline_std,
+        baseline_std=spec.seed_std,
         best=spec.best,
         limits=spec.limits,
         public_dir=(prepared / "public").resolve(),
@@ -237,7 +252,10 @@ def _check_tables(spec: TaskSpec, data: PreparedData) -> None:
     unknown = sorted(set(data.test.columns) - targets - set(data.train.columns))
     columns = {*data.train.columns, *data.test.columns}
     reserved = sorted({spec.id_column, grading.PART_COLUMN} & columns)
+    num_gaps = data.test.isna().sum().to_dict()
+    gaps = [c for c in targets if num_gaps.get(c, 0)]
     problems = [
+        f"test has no value in places of {sorted(gaps)}" if gaps else "",
         f"test lacks the target columns {lacking}" if lacking else "",
         f"train lacks the feature columns {unknown}" if unknown else "",
         f"column names {reserved} are reserved" if reserved else "",
@@ -276,13 +294,10 @@ def _sample_submission(spec: TaskSpec, hidden: pd.DataFrame) -> pd.DataFrame:
     return hidden.filter([spec.id_column]).assign(**columns)
 
 
-def _write_prepared(spec: TaskSpec, files: Mapping[str, bytes], prepared: Path) -> None:
-    if prepared.exists():
-        raise TaskError(f"{prepared}: has no task.json; move the folder away")
-    partial = prepared.with_name(f".{prepared.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+def _write_files(spec: TaskSpec, files: Mapping[str, bytes], target: Path) -> None:
+    """Writes files and task.json under a new folder."""
     for name, data in files.items():
-        path = partial / name
+        path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     record = {
@@ -291,8 +306,7 @@ def _write_prepared(spec: TaskSpec, files: Mapping[str, bytes], prepared: Path) 
         "data_hash": spec.data_hash,
         "files": {name: _sha256(data) for name, data in sorted(files.items())},
     }
-    (partial / "task.json").write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, prepared)
+    (target / "task.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _verify_prepared(spec: TaskSpec, prepared: Path) -> dict[str, str]:

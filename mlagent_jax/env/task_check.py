@@ -174,7 +174,7 @@ def _check_order(task: Task, submission: bytes) -> list[str]:
 def _check_baseline(folder: Path, task: Task, submission: bytes) -> list[str]:
     spec = read_spec(folder)
     score = float(np.mean(list(part_scores(task, submission).values())))
-    allowed = MAX_BASELINE_DEVIATIONS * max(spec.baseline_std, spec.stderr)
+    allowed = MAX_BASELINE_DEVIATIONS * max(spec.seed_std, spec.stderr)
     if abs(score - spec.baseline) > allowed:
         return [f"the starter scores {score:.4g}, task.toml says {spec.baseline:.4g}"]
     return []

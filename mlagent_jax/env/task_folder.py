@@ -43,7 +43,8 @@ _OPTIONAL_KEYS: Mapping[str, type] = {
 }
 _SCORE_KEYS: Mapping[str, type] = {
     "baseline": float,
-    "baseline_std": float,
+    "seed_mean": float,
+    "seed_std": float,
     "best": float,
     "best_from": str,
     "stderr": float,
@@ -69,6 +70,8 @@ class TaskSpec:
 
     Attributes:
       seed: of the generator that `prepare` gets.
+      seed_mean: mean score of the starter over five seeds of its own randomness.
+      seed_std: standard deviation over these seeds.
       stderr: largest bootstrap standard error of a score on one hidden part.
       best_from: how `best` was reached.
       data_hash: changes with anything that the prepared data depends on.
@@ -85,7 +88,8 @@ class TaskSpec:
     target_range: tuple[float, float] | None
     seed: int
     baseline: float
-    baseline_std: float
+    seed_mean: float
+    seed_std: float
     best: float
     best_from: str
     stderr: float
@@ -154,7 +158,8 @@ def _make_spec(table: Mapping[str, Any], texts: Mapping[str, str]) -> TaskSpec:
         else (float(target_range[0]), float(target_range[1])),
         seed=table["seed"],
         baseline=float(scores["baseline"]),
-        baseline_std=float(scores["baseline_std"]),
+        seed_mean=float(scores["seed_mean"]),
+        seed_std=float(scores["seed_std"]),
         best=float(scores["best"]),
         best_from=scores["best_from"],
         stderr=float(scores["stderr"]),

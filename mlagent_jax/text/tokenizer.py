@@ -12,7 +12,6 @@ characters. For content without such text the result is what Hugging Face's
 header, because that is how the sampler produces it.
 """
 
-import functools
 import json
 import re
 import tempfile
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mlagent_jax.errors import ConfigError
-from mlagent_jax.text import spm
+from mlagent_jax.text import bpe, spm
 from mlagent_jax.types import Message
 
 END_OF_TEXT = "<|endoftext|>"
@@ -41,13 +39,6 @@ CHATML_TEMPLATE = (
 )
 """Qwen's ChatML without its default system prompt, as Jinja2."""
 
-# How Qwen2 cuts text before BPE: contractions, words with one leading character,
-# single digits, punctuation with trailing newlines, white space.
-_SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_NUM_BYTES = 256
 _DEFINITION = "tokenizer.json"
 _SETTINGS = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
@@ -60,7 +51,6 @@ _FILES = (
     "vocab.json",
     "merges.txt",
 )
-_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Codec(Protocol):
@@ -174,32 +164,7 @@ class Tokenizer:
         Raises:
           ConfigError: `vocab_size` leaves no room for the fixed ids.
         """
-        num_learnt = vocab_size - len(SPECIAL_TOKENS)
-        if num_learnt < _NUM_BYTES:
-            raise ConfigError(
-                f"tokenizer.vocab_size = {vocab_size}: expected at least "
-                f"{_NUM_BYTES + len(SPECIAL_TOKENS)}"
-            )
-        library: Any = tokenizers.Tokenizer(models.BPE())
-        library.normalizer = normalizers.NFC()
-        split = tokenizers.Regex(_SPLIT_PATTERN)
-        library.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(split, behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        library.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=num_learnt,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        library.train_from_iterator(map(_well_formed, texts), trainer)
-        library.add_special_tokens(
-            [tokenizers.AddedToken(token, special=True) for token in SPECIAL_TOKENS]
-        )
-        files = _qwen_layout(library)
+        library, files = bpe.train(texts, vocab_size, SPECIAL_TOKENS, CHATML_TEMPLATE)
         return cls(_FastCodec(library), files, source="(trained)")
 
     @classmethod
@@ -237,7 +202,7 @@ class Tokenizer:
 
         Characters that no file can hold (lone surrogates) become U+FFFD.
         """
-        return self._codec.encode(_well_formed(text))
+        return self._codec.encode(bpe.replace_surrogates(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of `tokens`, special tokens written out.
@@ -317,10 +282,6 @@ class _FastCodec:
         return max(self._library.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def _well_formed(text: str) -> str:
-    return _LONE_SURROGATES.sub("\ufffd", text)
-
-
 def _parse_definition(content: bytes, source: str) -> tokenizers.Tokenizer:
     """Returns the tokenizer that a tokenizer.json describes.
 
@@ -379,43 +340,3 @@ def _load_with_transformers(path: Path) -> Any:
         raise ConfigError(
             f"tokenizer.path = {str(path)!r}: transformers cannot load it: {error}"
         ) from error
-
-
-def _qwen_layout(library: tokenizers.Tokenizer) -> dict[str, bytes]:
-    """Returns the files of a trained tokenizer, named and shaped as Qwen's."""
-    definition = library.to_str(pretty=True)
-    model: dict[str, Any] = json.loads(definition)["model"]
-    as_json = functools.partial(json.dumps, ensure_ascii=False)
-    merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
-    settings: dict[str, Any] = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "add_prefix_space": False,
-        "added_tokens_decoder": {
-            str(library.token_to_id(token)): {
-                "content": token,
-                "lstrip": False,
-                "normalized": False,
-                "rstrip": False,
-                "single_word": False,
-                "special": True,
-            }
-            for token in SPECIAL_TOKENS
-        },
-        "additional_special_tokens": [START_OF_TURN, END_OF_TURN],
-        "bos_token": None,
-        "chat_template": CHATML_TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": END_OF_TURN,
-        "errors": "replace",
-        "model_max_length": 131_072,
-        "pad_token": END_OF_TEXT,
-        "split_special_tokens": False,
-        "unk_token": None,
-    }
-    texts = {
-        _DEFINITION: definition,
-        _SETTINGS: as_json(settings, indent=2) + "\n",
-        "vocab.json": as_json(model["vocab"]),
-        "merges.txt": "\n".join(merges) + "\n",
-    }
-    return {name: text.encode("utf-8") for name, text in texts.items()}

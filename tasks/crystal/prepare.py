@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 500
 NUM_ROWS = 2_000
@@ -53,4 +53,4 @@ def prepare(rng: np.random.Generator) -> PreparedData:
             "ga": ga.round(3),
         }
     )
-    return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])
+    return split_rows(table, NUM_TRAIN)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from sklearn import datasets
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 500
 
@@ -16,4 +16,4 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     table = pd.DataFrame(images.astype(int), columns=columns)
     table.insert(0, "label", labels)
     table = table.iloc[rng.permutation(len(table))]
-    return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])
+    return split_rows(table, NUM_TRAIN)

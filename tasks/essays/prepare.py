@@ -3,12 +3,19 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 500
 NUM_ROWS = 1_700
 NUM_SENTENCES = 5
-LINKS = ("However", "Therefore", "For example", "In contrast", "Moreover", "As a result")
+LINKS = (
+    "However",
+    "Therefore",
+    "For example",
+    "In contrast",
+    "Moreover",
+    "As a result",
+)
 PLAIN = ("good", "bad", "big", "nice", "many", "fun", "hard", "new", "thing", "stuff")
 RICH = (
     "remarkable", "dreadful", "substantial", "delightful", "numerous", "absorbing",
@@ -33,7 +40,7 @@ def prepare(rng: np.random.Generator) -> PreparedData:
             "grammar": marks[:, 2],
         }
     )
-    return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])
+    return split_rows(table, NUM_TRAIN)
 
 
 def _write(
@@ -57,7 +64,7 @@ def _write(
 
 
 def _spoil(rng: np.random.Generator, words: list[str]) -> list[str]:
-    """Returns the words with one slip: a lost capital, a doubled or a swapped letter."""
+    """Returns the words with one slip: lost capital, doubled or swapped letter."""
     place = int(rng.integers(0, len(words)))
     word = str(words[place])
     slip = int(rng.integers(0, 3))
@@ -65,5 +72,7 @@ def _spoil(rng: np.random.Generator, words: list[str]) -> list[str]:
         return [str(words[0]).lower(), *words[1:]]
     middle = max(1, len(word) // 2)
     double = word[:middle] + word[middle - 1] + word[middle:]
-    swapped = word[: middle - 1] + word[middle - 1 : middle + 1][::-1] + word[middle + 1 :]
+    swapped = (
+        word[: middle - 1] + word[middle - 1 : middle + 1][::-1] + word[middle + 1 :]
+    )
     return [*words[:place], double if slip == 1 else swapped, *words[place + 1 :]]

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 600
 NUM_ROWS = 2_000
@@ -27,7 +27,7 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     noisy = skill + rng.normal(0, 0.25, NUM_ROWS)
     cuts = np.quantile(noisy, [0.10, 0.30, 0.55, 0.80, 0.93])
     table = pd.DataFrame({"text": texts, "grade": 1 + np.searchsorted(cuts, noisy)})
-    return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])
+    return split_rows(table, NUM_TRAIN)
 
 
 def _write(rng: np.random.Generator, skill: float) -> str:

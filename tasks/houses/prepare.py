@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 500
 NUM_ROWS = 1_900
@@ -50,4 +50,4 @@ def prepare(rng: np.random.Generator) -> PreparedData:
             "quality": quality.astype(int),
         }
     )
-    return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])
+    return split_rows(table, NUM_TRAIN)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 600
 NUM_ROWS = 2_200
@@ -21,7 +21,7 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     is_insult = rng.integers(0, 2, NUM_ROWS)
     texts = [_write(rng, bool(label)) for label in is_insult]
     table = pd.DataFrame({"text": texts, "insult": is_insult})
-    return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])
+    return split_rows(table, NUM_TRAIN)
 
 
 def _write(rng: np.random.Generator, is_insult: bool) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 600
 NUM_ROWS = 2_400
@@ -30,4 +30,4 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     table = pd.DataFrame(pixels.reshape(n, -1), columns=columns)
     for number, name in reversed(list(enumerate(STATES))):
         table.insert(0, name, (state == number).astype(int))
-    return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])
+    return split_rows(table, NUM_TRAIN)

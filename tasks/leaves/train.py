@@ -6,7 +6,7 @@ from sklearn import neighbors, pipeline, preprocessing, svm
 train = pd.read_csv("data/train.csv", index_col="id")
 test = pd.read_csv("data/test.csv", index_col="id")
 names = ["healthy", "multiple", "rust", "scab"]
-y = train[names].idxmax(axis=1)
+y = pd.Series(train[names].idxmax(axis=1))
 train = train.drop(columns=names)
 cols = train.columns[::3]
 

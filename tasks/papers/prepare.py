@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 500
 NUM_ROWS = 2_000
@@ -28,9 +28,6 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     for number, source in enumerate(citing):
         pool = np.flatnonzero(field == field[source]) if is_same[number] else n
         cited[number] = rng.choice(pool)
-    edges = pd.DataFrame({"citing": citing, "cited": cited})
-    return PreparedData(
-        train=table[:NUM_TRAIN],
-        test=table[NUM_TRAIN:],
-        links={"edges.csv": edges[citing != cited].drop_duplicates()},
-    )
+    pairs = np.stack([citing, cited], axis=1)[citing != cited]
+    edges = pd.DataFrame(np.unique(pairs, axis=0), columns=["citing", "cited"])
+    return split_rows(table, NUM_TRAIN, links={"edges.csv": edges})

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 600
 NUM_ROWS = 2_200
@@ -22,7 +22,7 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     """Returns phrases of three words; equal words count most, related ones half."""
     rows = [_pair(rng) for _ in range(NUM_ROWS)]
     table = pd.DataFrame(rows, columns=["score", "anchor", "target", "field"])
-    return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])
+    return split_rows(table, NUM_TRAIN)
 
 
 def _pair(rng: np.random.Generator) -> tuple[float, str, str, str]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 600
 NUM_ROWS = 2_200
@@ -27,4 +27,4 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     columns = [f"p{i}" for i in range(SIZE * SIZE)]
     table = pd.DataFrame(pixels.reshape(n, -1), columns=columns)
     table.insert(0, "is_cross", is_cross)
-    return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])
+    return split_rows(table, NUM_TRAIN)

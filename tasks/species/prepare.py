@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 400
 NUM_ROWS = 1_800
@@ -32,8 +32,12 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     columns = [f"r{i}" for i in range(NUM_ANGLES)]
     table = pd.DataFrame(radii.round(1), columns=columns)
     names = np.asarray(SPECIES)[species]
+    table.insert(0, "species", names)
     for name in SPECIES:
         table[name] = (names == name).astype(int)
-    train = table[:NUM_TRAIN].drop(columns=list(SPECIES))
-    train.insert(0, "species", names[:NUM_TRAIN])
-    return PreparedData(train=train, test=table[NUM_TRAIN:])
+    # The agent sees names, but predicts one probability a name.
+    data = split_rows(table, NUM_TRAIN)
+    return PreparedData(
+        train=data.train.drop(columns=list(SPECIES)),
+        test=data.test.drop(columns="species"),
+    )

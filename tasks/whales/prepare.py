@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from mlagent_jax.env.task import PreparedData
+from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 450
 NUM_ROWS = 1_800
@@ -25,4 +25,4 @@ def prepare(rng: np.random.Generator) -> PreparedData:
     values = np.clip(np.round(pixels), 0, 255).astype(int)
     table = pd.DataFrame(values, columns=columns)
     table.insert(0, "whale", [f"w{number:02d}" for number in whale])
-    return PreparedData(train=table[:NUM_TRAIN], test=table[NUM_TRAIN:])
+    return split_rows(table, NUM_TRAIN)

@@ -31,14 +31,15 @@ from tests.rl.bandit import (
     make_policy_params,
 )
 
-NUM_UPDATES = 10
+NUM_UPDATES = 20
 SETTINGS = {
     "num_updates": NUM_UPDATES,
     "num_epochs": 2,
-    "actor": OptimizerConfig(peak_lr=2e-2, end_lr_frac=1.0),
+    "entropy_coef": 0.03,
+    "actor": OptimizerConfig(peak_lr=5e-3, end_lr_frac=1.0),
     "checkpoint_every": 2,
     "critic_warmup_updates": 1,
-    "probe_every": 4,
+    "probe_every": 8,
 }
 TIMES = ("score_s", "update_s", "rollout_s", "train_s")
 
@@ -105,7 +106,7 @@ def test_ppo_learns_the_bandit(finished):
     rewards = [m["reward_mean"] for m in read_metrics(finished[0])]
     assert len(rewards) == NUM_UPDATES
     assert np.mean(rewards[:2]) < 0.3
-    assert np.mean(rewards[-2:]) > 0.8 * GOOD
+    assert np.mean(rewards[-4:]) > 0.9 * GOOD
 
 
 def test_metrics_tell_how_the_update_went(finished):
@@ -114,7 +115,8 @@ def test_metrics_tell_how_the_update_went(finished):
     assert all(math.isfinite(v) for m in metrics for v in m.values())
     assert all(m["logprob_mismatch"] < 1e-4 for m in metrics)
     assert all(m["valid_action_rate"] == 1.0 for m in metrics)
-    assert metrics[-1]["explained_variance"] > metrics[0]["explained_variance"]
+    assert abs(metrics[0]["value_mean"]) < 0.1
+    assert metrics[-1]["value_mean"] == pytest.approx(GOOD, abs=0.15)
 
 
 def test_the_actor_waits_for_the_critic_to_warm_up(finished):
@@ -129,7 +131,7 @@ def test_the_actor_waits_for_the_critic_to_warm_up(finished):
 
 def test_probes_are_made_first_last_and_every_few_updates(finished):
     records = read_jsonl(finished[0] / "probes.jsonl")
-    assert [r["update"] for r in records] == [0, 0, 4, 4, 8, 8, 10, 10]
+    assert [r["update"] for r in records] == [0, 0, 8, 8, 16, 16, 20, 20]
     times = [r["train_seconds"] for r in records]
     assert times == sorted(times)
     assert times[0] == 0.0
@@ -145,12 +147,11 @@ def test_a_finished_run_does_nothing_more(finished):
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
-@pytest.mark.parametrize("stop_at", [0, 5])
-def test_a_run_that_failed_goes_on_to_the_same_end(finished, tmp_path, stop_at):
+def test_a_run_that_failed_goes_on_to_the_same_end(finished, tmp_path):
     bandit = Bandit()
 
     def collect(update, params):
-        if update == stop_at:
+        if update == 11:
             raise OSError("the network is down")
         return bandit.collect(update, params)
 
@@ -187,7 +188,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(
     child = start_child(tmp_path, compilation_cache)
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 300
-    while not metrics.exists() or metrics.read_text().count("\n") < 5:
+    while not metrics.exists() or metrics.read_text().count("\n") < 9:
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -220,7 +221,7 @@ def test_dropped_samples_are_counted_and_cost_nothing_else(tmp_path):
     train(tmp_path, bandit.collect)
     metrics = read_metrics(tmp_path)
     assert [m["num_dropped"] for m in metrics] == [3.0] * NUM_UPDATES
-    assert np.mean([m["reward_mean"] for m in metrics[-2:]]) > 0.8 * GOOD
+    assert np.mean([m["reward_mean"] for m in metrics[-4:]]) > 0.9 * GOOD
     num_kept = NUM_UPDATES * (NUM_SAMPLES - 3)
     assert len(read_jsonl(tmp_path / "rollouts.jsonl")) == num_kept
 

@@ -120,7 +120,7 @@ train(config, Path(sys.argv[2]))
 @pytest.mark.slow
 def test_killed_twice_the_same_command_ends_with_the_same_weights(tmp_path, config):
     mesh = MeshConfig(fsdp=1)
-    sft = dataclasses.replace(SFT, num_epochs=40.0, eval_every=7)
+    sft = dataclasses.replace(SFT, num_epochs=16.0, eval_every=5)
     config = dataclasses.replace(config, mesh=mesh, sft=sft)
     (tmp_path / "config").write_bytes(pickle.dumps(config))
 
@@ -141,7 +141,7 @@ def test_killed_twice_the_same_command_ends_with_the_same_weights(tmp_path, conf
     for _ in range(2):
         before = newest(tmp_path / "killed")
         process = start(tmp_path / "killed")
-        while newest(tmp_path / "killed") <= before + 7 and process.poll() is None:
+        while newest(tmp_path / "killed") <= before + 5 and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -1,0 +1,358 @@
+"""Task folders: what is written, what is checked, what leaks nothing."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlagent_jax.config import ModelConfig, RunConfig
+from mlagent_jax.env.executor import Execution
+from mlagent_jax.env.grading import grade, read_labels
+from mlagent_jax.env.task import (
+    load_task,
+    load_tasks,
+    prepare_task,
+    prepared_dir,
+    rebuild_hashes,
+    task_folders,
+)
+from mlagent_jax.env.task_check import check_task
+from mlagent_jax.errors import ConfigError, TaskError
+from mlagent_jax.types import ExecResult, Outcome
+
+TOML = """\
+id = "toy"
+version = 1
+split = "held_in"
+modality = "graph"
+title = "Toy"
+metric = "rmse"
+id_column = "key"
+target_columns = ["y"]
+seed = 3
+
+[scores]
+baseline = 2.0
+seed_mean = 2.0
+seed_std = 0.1
+best = 0.5
+best_from = "by hand"
+stderr = 0.1
+
+[limits]
+wall_s = 5.0
+
+[source]
+data = "generated"
+license = "none"
+"""
+PREPARE = """\
+import pandas as pd
+from mlagent_jax.env.task import PreparedData
+
+
+def prepare(rng):
+    x = rng.normal(size=60).round(6)
+    table = pd.DataFrame({"y": 2 * x, "x": x})
+    edges = pd.DataFrame({"a": range(59), "b": range(1, 60)})
+    return PreparedData(train=table[:20], test=table[20:], links={"edges.csv": edges})
+"""
+
+
+@pytest.fixture(name="folder")
+def fixture_folder(tmp_path):
+    folder = tmp_path / "tasks" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "task.toml").write_text(TOML)
+    (folder / "description.md").write_text("Predict y.\n\nMore about y.\n")
+    (folder / "train.py").write_text("print('hello')\n")
+    (folder / "prepare.py").write_text(PREPARE)
+    return folder
+
+
+@pytest.fixture(name="prepared")
+def fixture_prepared(tmp_path):
+    return tmp_path / "run" / "tasks" / "toy"
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def make_config(folder: Path, **changes) -> RunConfig:
+    model = ModelConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+    )
+    config = RunConfig(
+        name="t", model=model, task_root=str(folder.parent), held_in=("toy",)
+    )
+    return dataclasses.replace(config, **changes)
+
+
+# --- preparing -------------------------------------------------------------------
+
+
+def test_prepared_files_hold_what_the_contract_says(folder, prepared):
+    task = prepare_task(folder, prepared)
+    train = pd.read_csv(task.public_dir / "train.csv")
+    test = pd.read_csv(task.public_dir / "test.csv")
+    sample = pd.read_csv(task.public_dir / "sample_submission.csv")
+    labels = pd.read_csv(task.private_dir / "labels.csv")
+    assert list(train.columns) == ["key", "y", "x"]
+    assert list(test.columns) == ["key", "x"]
+    assert list(sample.columns) == ["key", "y"]
+    assert list(labels.columns) == ["key", "y", "part"]
+    assert labels["part"].value_counts().to_dict() == {"selection": 20, "test": 20}
+    assert sorted([*train["key"], *test["key"]]) == list(range(60))
+    assert task.direction == "min"
+    assert task.limits.wall_s == 5.0
+    assert task.starter == {"train.py": "print('hello')\n"}
+
+
+def test_labels_belong_to_their_rows_and_links_to_their_nodes(folder, prepared):
+    task = prepare_task(folder, prepared)
+    test = pd.read_csv(task.public_dir / "test.csv", index_col="key")
+    labels = pd.read_csv(task.private_dir / "labels.csv", index_col="key")
+    np.testing.assert_allclose(labels["y"], 2 * test["x"].loc[labels.index])
+    # The edges form one path over all rows, as before the renumbering.
+    edges = pd.read_csv(task.public_dir / "edges.csv")
+    degrees = pd.concat([edges["a"], edges["b"]]).value_counts()
+    assert len(edges) == 59
+    assert sorted(degrees)[:3] == [1, 1, 2]
+
+
+def test_neither_ids_nor_row_order_tell_about_labels(folder, prepared):
+    edit(
+        folder / "prepare.py",
+        "x = rng.normal(size=60).round(6)",
+        "x = pd.Series(range(60))",
+    )
+    task = prepare_task(folder, prepared)
+    labels = read_labels(task).astype({"key": int})
+    assert abs(np.corrcoef(labels["key"], labels["y"])[0, 1]) < 0.5
+    assert abs(np.corrcoef(range(len(labels)), labels["y"])[0, 1]) < 0.5
+
+
+def test_preparing_again_is_the_same_and_changes_nothing(folder, prepared, tmp_path):
+    first = prepare_task(folder, prepared)
+    stamp = (prepared / "task.json").stat().st_mtime_ns
+    assert prepare_task(folder, prepared) == first
+    assert (prepared / "task.json").stat().st_mtime_ns == stamp
+    other = prepare_task(folder, tmp_path / "elsewhere")
+    assert other.file_hashes == first.file_hashes == rebuild_hashes(folder)
+
+
+def test_an_interrupted_preparation_leaves_nothing_that_counts(
+    folder, prepared, monkeypatch
+):
+    def stop(src, dst):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_task(folder, prepared)
+    assert not prepared.exists()
+    prepare_task(folder, prepared)
+    assert [p.name for p in prepared.parent.iterdir()] == ["toy"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("def prepare", "def repair", r"defines no function prepare"),
+        ('"y": 2 * x', '"z": 2 * x', r"test lacks the target columns \['y'\]"),
+        ('"x": x}', '"x": x, "part": 0}', r"column names \['part'\] are reserved"),
+        ("table[20:]", "table[20:].assign(v=1)", r"lacks the feature columns \['v'\]"),
+        ("table[20:]", "table[20:21]", "too few rows"),
+        ('"y": 2 * x', '"y": pd.Series(x).where(x > 0)', r"no value in places of \['y'\]"),
+        ('"y": 2 * x', '"y": 1e13', "labels are invalid: .* must be in"),
+    ],
+)
+def test_data_that_breaks_the_contract_is_refused(folder, prepared, old, new, match):
+    edit(folder / "prepare.py", old, new)
+    with pytest.raises(TaskError, match=match):
+        prepare_task(folder, prepared)
+
+
+# --- loading ---------------------------------------------------------------------
+
+
+def test_a_folder_without_files_names_them(tmp_path):
+    with pytest.raises(TaskError, match=r"missing task.toml, description.md, train.py"):
+        load_task(tmp_path, tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ('metric = "rmse"', 'metric = "rmsee"', r"did you mean rmse\?"),
+        ('title = "Toy"', 'titel = "Toy"', r"unknown key titel; did you mean title"),
+        ('title = "Toy"\n', "", r"missing key title"),
+        ("wall_s", "wall_seconds", r"unknown key limits.wall_seconds"),
+        ('id = "toy"', 'id = "boy"', r"expected the folder's name 'toy'"),
+        ("version = 1", "version = true", r"version = True: expected int"),
+        ("seed = 3", "seed = -3", r"seed = -3: expected at least 0"),
+        ('split = "held_in"', 'split = "train"', r"split = 'train': expected one of"),
+        ("best = 0.5", "best = 2.5", r"best better than baseline \(min\)"),
+        ("best = 0.5", 'best = "low"', r"scores.best = 'low': expected float"),
+        ('["y"]', "[]", r"target_columns = \[\]: expected at least one"),
+        ('["y"]', '["key"]', r"none the id column's"),
+        ("seed = 3", "seed = 3\nclasses = [1, 2]", r"expected none for metric rmse"),
+        (
+            "seed = 3",
+            "seed = 3\ntarget_range = [5, 1]",
+            r"expected \[lowest, highest\]",
+        ),
+        ('metric = "rmse"', 'metric = "accuracy"', r"two or more for metric accuracy"),
+        ("seed = 3", "seed =", r"toy: Invalid value"),
+    ],
+)
+def test_a_declaration_that_breaks_the_contract_is_refused(
+    folder, prepared, old, new, match
+):
+    edit(folder / "task.toml", old, new)
+    with pytest.raises(TaskError, match=match):
+        prepare_task(folder, prepared)
+    assert not prepared.exists()
+
+
+def test_all_problems_of_a_folder_are_listed_at_once(folder, prepared):
+    edit(folder / "task.toml", 'split = "held_in"', 'split = "train"')
+    edit(folder / "task.toml", "version = 1", "version = 0")
+    (folder / "description.md").write_text("word " * 30)
+    with pytest.raises(TaskError) as caught:
+        prepare_task(folder, prepared)
+    for part in ("split = ", "version = ", "first line has 30 words"):
+        assert part in str(caught.value)
+
+
+def test_data_must_be_prepared_before_it_is_loaded(folder, prepared):
+    with pytest.raises(TaskError, match=r"run launch.prepare first"):
+        load_task(folder, prepared)
+
+
+def test_changed_and_missing_files_are_all_named(folder, prepared):
+    task = prepare_task(folder, prepared)
+    (task.private_dir / "labels.csv").write_text("key,y,part\n")
+    (task.public_dir / "test.csv").unlink()
+    with pytest.raises(TaskError) as caught:
+        load_task(folder, prepared)
+    assert "labels.csv: changed since it was prepared" in str(caught.value)
+    assert "test.csv: missing" in str(caught.value)
+
+
+def test_data_of_another_version_is_refused(folder, prepared):
+    prepare_task(folder, prepared)
+    edit(folder / "prepare.py", "size=60", "size=80")
+    with pytest.raises(TaskError, match=r"made from another version of task toy"):
+        prepare_task(folder, prepared)
+
+
+def test_a_changed_starter_or_score_needs_no_new_data(folder, prepared):
+    prepare_task(folder, prepared)
+    (folder / "train.py").write_text("print('other')\n")
+    edit(folder / "task.toml", "best = 0.5", "best = 0.4")
+    assert load_task(folder, prepared).best == 0.4
+
+
+def test_a_damaged_record_or_foreign_folder_is_refused(folder, prepared):
+    prepare_task(folder, prepared)
+    (prepared / "task.json").write_text('{"files": ')
+    with pytest.raises(TaskError, match=r"task.json is damaged"):
+        load_task(folder, prepared)
+    (prepared / "task.json").unlink()
+    with pytest.raises(TaskError, match=r"has no task.json; move the folder away"):
+        prepare_task(folder, prepared)
+
+
+def test_a_run_gets_its_tasks_or_the_nearest_name(folder, tmp_path):
+    workdir = tmp_path / "run"
+    config = make_config(folder)
+    prepare_task(folder, prepared_dir(workdir, "toy"))
+    assert list(load_tasks(config, workdir)) == ["toy"]
+    wrong = make_config(folder, held_in=("tay",))
+    with pytest.raises(ConfigError, match=r"no task 'tay' in .*did you mean toy"):
+        task_folders(wrong)
+    swapped = make_config(folder, held_in=(), held_out=("toy",))
+    with pytest.raises(TaskError, match=r"is held_in, but config.held_out names it"):
+        load_tasks(swapped, workdir)
+
+
+def test_problems_of_all_tasks_of_a_run_are_listed(folder, tmp_path):
+    other = folder.parent / "other"
+    shutil.copytree(folder, other)
+    edit(other / "task.toml", 'id = "toy"', 'id = "other"')
+    config = make_config(folder, held_in=("toy", "other"))
+    with pytest.raises(TaskError, match=r"toy: no prepared data(.|\n)*other: no prepa"):
+        load_tasks(config, tmp_path / "run")
+
+
+# --- the self-test ---------------------------------------------------------------
+
+
+class FixedRunner:
+    """Every script writes the same submission."""
+
+    def __init__(self, submission: bytes | None) -> None:
+        self.submission = submission
+
+    def run(self, task_id, files, script) -> Execution:
+        result = ExecResult(
+            outcome=Outcome.INFO,
+            exit_code=0,
+            signal=None,
+            wall_s=0.0,
+            cpu_s=0.0,
+            max_rss_bytes=0,
+            stdout="",
+            stderr="",
+            stdout_bytes=0,
+            stderr_bytes=0,
+        )
+        return Execution(result=result, files={}, submission=self.submission)
+
+
+def submission_with_score(task, score: float) -> bytes:
+    labels = read_labels(task).drop(columns="part")
+    return labels.assign(y=labels["y"] + score).to_csv(index=False).encode()
+
+
+def test_the_self_test_passes_a_right_task(folder, prepared):
+    task = prepare_task(folder, prepared)
+    submission = submission_with_score(task, 2.0)
+    assert grade(task, submission, "test") == pytest.approx(2.0)
+    assert check_task(folder, task, FixedRunner(submission)) == []
+
+
+def test_the_self_test_finds_a_wrong_baseline_and_random_data(folder, prepared):
+    task = prepare_task(folder, prepared)
+    runner = FixedRunner(submission_with_score(task, 5.0))
+    assert check_task(folder, task, runner) == [
+        "the starter scores 5, task.toml says 2"
+    ]
+    assert check_task(folder, task, FixedRunner(None)) == [
+        "train.py writes no valid submission"
+    ]
+    hashes = task.file_hashes | {"public/train.csv": "0"}
+    other = dataclasses.replace(task, file_hashes=hashes)
+    assert "prepare.py gives other files" in check_task(folder, other, runner)[0]
+
+
+def test_the_record_of_prepared_data_holds_hashes(folder, prepared):
+    task = prepare_task(folder, prepared)
+    record = json.loads((prepared / "task.json").read_text())
+    assert record["files"] == task.file_hashes
+    assert record["id"] == "toy"
