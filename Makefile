@@ -50,7 +50,7 @@ test-slow: $(VENV)/.dev bubblewrap
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.dev bubblewrap
 	$(BIN)/python -m pytest tests/benchmarks -q -s --override-ini=python_files=bench_*.py

@@ -630,7 +630,7 @@ def _replace(config: Any, names: list[str], text: str, full_path: str) -> Any:
             )
         new = _replace(old, names[1:], text, full_path)
     else:
-        cls: Any = type(config)
+        cls = cast(Any, type(config))
         hints: dict[str, Any] = typing.get_type_hints(cls)
         hint = hints[name]
         new = _parse_value(text, hint, full_path)

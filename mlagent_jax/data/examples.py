@@ -138,7 +138,8 @@ def expert_chats(config: RunConfig, workdir: Path) -> Iterator[TrainingChat]:
     """
     folder = workdir / "trajectories"
     trajectories = TrajectoryFile(folder / "expert.jsonl")
-    tasks = load_tasks(config, workdir)
+    # The expert worked on held-in tasks alone; training looks at no others.
+    tasks = load_tasks(dataclasses.replace(config, held_out=()), workdir)
     yield from load_chats(trajectories, tasks, SnapshotStore(folder), config.prompt)
 
 

@@ -1,1 +1,1 @@
-
+"""Environment: tasks, workspaces, sandboxed execution, grading, rewards; no jax."""

@@ -1,7 +1,7 @@
-"""Attention over a whole sequence and over a cache; the seam between backends.
+"""Attention within whole sequences; the seam between backends.
 
-`attend_within` is what training and scoring use: causal within each segment.
-`attend_to_cache` is what the sampler uses. Both take the implementation by name:
+`attend_within` is what training and scoring use: causal within each segment. The
+sampler's attention is in `cached_attention`. The implementation has a name:
 
 - "blocked": plain XLA in a loop over (row, key/value head), queries in blocks that
   skip the keys after them. The query group of a head is folded into rows, so every
@@ -57,54 +57,10 @@ def attend_within(
     )
 
 
-def attend_to_cache(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    lengths_B: jax.Array,
-    *,
-    implementation: Implementation = "auto",
-) -> jax.Array:
-    """Returns out_BTNH: query t of row b sees cache positions <= lengths_B[b] + t.
-
-    Args:
-      q_BTNH: rotated queries of the newest tokens.
-      k_BSKH: rotated keys, those of the newest tokens already written.
-      v_BSKH: values, likewise.
-      lengths_B: live positions before the newest tokens were written.
-      implementation: see the module's docstring.
-    """
-    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-    last_BT = lengths_B[:, None] + jnp.arange(T)
-    mask_BTS = jnp.arange(S) <= last_BT[:, :, None]
-    k_BSKH, v_BSKH = k_BSKH.astype(q_BTNH.dtype), v_BSKH.astype(q_BTNH.dtype)
-    if _resolve(implementation) == "xla":
-        return jax.nn.dot_product_attention(
-            q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None], implementation="xla"
-        )
-    return _grouped(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
-
-
 def _resolve(implementation: Implementation) -> Implementation:
     if implementation != "auto":
         return implementation
     return "blocked" if jax.default_backend() == "cpu" else "xla"
-
-
-def _grouped(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
-) -> jax.Array:
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
-    )
-    probs_BKGTS = _softmax(scores_BKGTS, mask_BTS[:, None, None], H)
-    out_BTKGH = jnp.einsum(
-        "BKGTS,BSKH->BTKGH", probs_BKGTS.astype(v_BSKH.dtype), v_BSKH
-    )
-    return out_BTKGH.reshape(B, T, N, H)
 
 
 def _softmax(scores: jax.Array, mask: jax.Array, head_dim: int) -> jax.Array:

@@ -18,6 +18,7 @@ from flax import nnx
 from mlagent_jax.config import ModelConfig
 from mlagent_jax.model import attention
 from mlagent_jax.model.cache import KVCache, write_layer
+from mlagent_jax.model.cached_attention import attend_to_cache
 
 _LOOK_BACK_LOGIT = 16.0  # score of the token that a looking-back head favours
 
@@ -111,13 +112,7 @@ class SelfAttention(nnx.Module):
             )
         else:
             cache = write_layer(cache, layer, k_BTKH, v_BTKH, segment_ids_BT)
-            out_BTNH = attention.attend_to_cache(
-                q_BTNH,
-                cache.k_LBSKH[layer],
-                cache.v_LBSKH[layer],
-                cache.lengths_B,
-                implementation=self.implementation,
-            )
+            out_BTNH = attend_to_cache(q_BTNH, cache, layer, segment_ids_BT)
         return self.o_proj(out_BTNH), cache
 
 

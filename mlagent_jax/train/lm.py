@@ -179,7 +179,8 @@ def run_lm(
 
     Args:
       run: the stage.
-      initial_params: makes the parameters of a stage that starts anew.
+      initial_params: makes the parameters of a stage that starts anew; their
+        buffers are used up.
       progress: makes progress bars.
 
     Raises:

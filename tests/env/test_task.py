@@ -177,7 +177,11 @@ def test_an_interrupted_preparation_leaves_nothing_that_counts(
         ('"x": x}', '"x": x, "part": 0}', r"column names \['part'\] are reserved"),
         ("table[20:]", "table[20:].assign(v=1)", r"lacks the feature columns \['v'\]"),
         ("table[20:]", "table[20:21]", "too few rows"),
-        ('"y": 2 * x', '"y": pd.Series(x).where(x > 0)', r"no value in places of \['y'\]"),
+        (
+            '"y": 2 * x',
+            '"y": pd.Series(x).where(x > 0)',
+            r"no value in places of \['y'\]",
+        ),
         ('"y": 2 * x', '"y": 1e13', "labels are invalid: .* must be in"),
     ],
 )

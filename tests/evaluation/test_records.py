@@ -4,7 +4,6 @@ import dataclasses
 
 import pandas as pd
 import pytest
-from tests.samples import make_edit, make_step, make_task, make_trajectory
 
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.errors import DataError
@@ -16,6 +15,7 @@ from mlagent_jax.evaluation.records import (
     read_records,
     score_trajectory,
 )
+from tests.samples import make_edit, make_step, make_task, make_trajectory
 
 LABELS = pd.DataFrame(
     {

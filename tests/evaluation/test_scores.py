@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.samples import make_step, make_task, make_trajectory
 
 from mlagent_jax.evaluation import scores
 from mlagent_jax.evaluation.records import (
@@ -13,6 +12,7 @@ from mlagent_jax.evaluation.records import (
     relative_gain_percent,
 )
 from mlagent_jax.types import Outcome
+from tests.samples import make_step, make_task, make_trajectory
 
 
 def fresh(state, reward, sample=0):

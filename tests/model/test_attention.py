@@ -49,21 +49,6 @@ def test_attention_within_segments_equals_a_loop(
     assert np.all(np.isfinite(out))
 
 
-@pytest.mark.parametrize("implementation", ["blocked", "xla"])
-@pytest.mark.parametrize("num_tokens", [1, 3])
-def test_attention_to_a_cache_stops_at_each_rows_length(implementation, num_tokens):
-    S = 11
-    q, k, v = random_qkv(num_tokens, S, 6, 2)
-    lengths_B = jnp.array([0, 6])
-    # What lies behind the live positions must not matter, whatever it is.
-    is_live = np.arange(S) < np.asarray(lengths_B)[:, None] + num_tokens
-    k = jnp.where(is_live[..., None, None], k, 1e9)
-    out = attention.attend_to_cache(q, k, v, lengths_B, implementation=implementation)
-    last_BT = np.asarray(lengths_B)[:, None] + np.arange(num_tokens)
-    expected = reference(q, k, v, np.arange(S) <= last_BT[..., None])
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-
-
 def test_auto_takes_the_blocked_form_on_cpu():
     q, k, v = random_qkv(8, 8, 2, 1)
     ones_BT = jnp.ones((2, 8), jnp.int32)

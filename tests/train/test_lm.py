@@ -57,10 +57,15 @@ def no_progress(total, desc, unit, initial=0):
     yield Bar()
 
 
+def copy_of(params):
+    """Parameters that training may use up."""
+    return jax.tree.map(jnp.copy, params)
+
+
 def take_step(config, params, batch, *, micro_batches=1, mesh=None):
     """Returns (metrics, parameters) after one update in the gradient's direction."""
     optimizer = optax.sgd(0.1)  # Adam's first update would magnify rounding errors
-    state = init_state(jax.tree.map(jnp.copy, params), optimizer)
+    state = init_state(copy_of(params), optimizer)
     kwargs = {}
     if mesh is not None:
         shardings, rows = tree_shardings(mesh, state), batch_sharding(mesh)
@@ -143,7 +148,7 @@ def test_repeating_an_update_drives_the_loss_down_and_accuracy_up(
     optimizer = make_optimizer(OPTIMIZER, 100)
     graphdef = qwen2.make_graphdef(tiny_config)
     step = make_lm_step(graphdef, optimizer, micro_batches=1)
-    state = init_state(jax.tree.map(jnp.copy, tiny_params), optimizer)
+    state = init_state(copy_of(tiny_params), optimizer)
     batch = make_batch(5)
     for _ in range(60):
         state, metrics = step(state, batch)
@@ -182,12 +187,12 @@ def stop_at(index: int, stop: int) -> SftBatch:
     return make_batch(index)
 
 
-@pytest.mark.parametrize("stop", [0, 5, 8])
+@pytest.mark.parametrize("stop", [0, 8])
 def test_a_stopped_run_continues_to_the_same_parameters(
     tmp_path, tiny_config, tiny_params, stop
 ):
     def start():
-        return jax.tree.map(jnp.copy, tiny_params)
+        return copy_of(tiny_params)
 
     straight = run_lm(make_run(tmp_path / "a", tiny_config), start, no_progress)
     broken = grain.MapDataset.range(12).map(lambda i: stop_at(i, stop))
@@ -204,16 +209,16 @@ def test_a_stopped_run_continues_to_the_same_parameters(
 
 def test_a_finished_run_is_read_and_not_repeated(tmp_path, tiny_config, tiny_params):
     run = make_run(tmp_path, tiny_config)
-    done = run_lm(run, lambda: tiny_params, no_progress)
+    done = run_lm(run, lambda: copy_of(tiny_params), no_progress)
     again = run_lm(run, lambda: pytest.fail("started anew"), no_progress)
     jax.tree.map(np.testing.assert_array_equal, done, again)
 
 
 def test_other_settings_do_not_continue_a_run(tmp_path, tiny_config, tiny_params):
-    run_lm(make_run(tmp_path, tiny_config), lambda: tiny_params, no_progress)
+    run_lm(make_run(tmp_path, tiny_config), lambda: copy_of(tiny_params), no_progress)
     other = make_run(tmp_path, tiny_config, identity={"seed": 1})
     with pytest.raises(ConfigError, match="seed: 0 -> 1"):
-        run_lm(other, lambda: tiny_params, no_progress)
+        run_lm(other, lambda: copy_of(tiny_params), no_progress)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(
@@ -222,14 +227,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(
     def poisoned(index: int) -> SftBatch:
         batch = make_batch(index)
         if index == 7:
-            return dataclasses.replace(batch, loss_mask_BT=batch.loss_mask_BT * np.inf)
+            return dataclasses.replace(batch, loss_mask_BT=batch.loss_mask_BT * np.nan)
         return batch
 
     run = make_run(
         tmp_path, tiny_config, batches=grain.MapDataset.range(12).map(poisoned)
     )
     with pytest.raises(DivergedError, match=r"at update 8 .* checkpoint of update 5"):
-        run_lm(run, lambda: tiny_params, no_progress)
+        run_lm(run, lambda: copy_of(tiny_params), no_progress)
     repaired = make_run(tmp_path, tiny_config)
     state = run_lm(repaired, lambda: pytest.fail("started anew"), no_progress)
     assert int(state.step) == 12
