@@ -92,7 +92,7 @@ def get_config() -> RunConfig:
             ),
         ),
         sft=SftConfig(
-            num_epochs=6.0,
+            num_epochs=5.0,
             batch_size=16,
             micro_batch_size=16,
             seq_lens=(384, 448, 608),

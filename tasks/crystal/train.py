@@ -1,10 +1,7 @@
 import numpy as np
 import pandas as pd
-from sklearn import (
-    neighbors,
-    pipeline,
-    preprocessing,
-)
+from sklearn import decomposition, ensemble, linear_model, naive_bayes
+from sklearn import neighbors, pipeline, preprocessing, svm
 
 train = pd.read_csv("data/train.csv", index_col="id")
 test = pd.read_csv("data/test.csv", index_col="id")

@@ -6,7 +6,7 @@ import pandas as pd
 from mlagent_jax.env.task import PreparedData, split_rows
 
 NUM_TRAIN = 600
-NUM_ROWS = 2_200
+NUM_ROWS = 3_400
 TOPICS = ("match", "movie", "phone", "recipe", "song", "trip", "car", "garden")
 RUDE = ("fool", "clown", "moron", "loser", "troll", "idiot", "liar", "bigot")
 KIND = ("friend", "mate", "folks", "captain", "neighbor", "champ", "doc", "team")

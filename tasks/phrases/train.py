@@ -1,6 +1,8 @@
+import numpy as np
 import pandas as pd
-from sklearn import neighbors, pipeline, preprocessing
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn import decomposition, ensemble, linear_model, naive_bayes
+from sklearn import neighbors, pipeline, preprocessing, svm
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 train = pd.read_csv("data/train.csv", index_col="id")
 test = pd.read_csv("data/test.csv", index_col="id")

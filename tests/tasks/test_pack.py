@@ -1,5 +1,8 @@
 """The offline pack: what must hold for every folder under tasks/."""
 
+import ast
+import builtins
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,28 @@ def test_starters_are_short_and_moves_are_many(folder):
     changed = {make_move(move, script) for move in moves}
     assert None not in changed
     assert len(changed) == len(moves)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_starters_import_all_that_moves_use(folder):
+    script = read_spec(folder).starter["train.py"]
+    defined = {
+        name for node in ast.walk(ast.parse(script)) for name in _names_bound_by(node)
+    }
+    for move in read_moves(folder / MOVES_FILE):
+        tree = ast.parse(textwrap.dedent(move.code))
+        nodes = list(ast.walk(tree))
+        used = {n.id for n in nodes if isinstance(n, ast.Name)}
+        own = {name for node in nodes for name in _names_bound_by(node)}
+        assert used - own <= defined | set(dir(builtins)), move
+
+
+def _names_bound_by(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [alias.asname or alias.name for alias in node.names]
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return [node.id]
+    return [node.arg] if isinstance(node, ast.arg) else []
 
 
 @pytest.mark.parametrize(
