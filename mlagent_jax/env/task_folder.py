@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from mlagent_jax.env.grading import METRICS, SINGLE_COLUMN_METRICS, Metric
+from mlagent_jax.env.metrics import METRICS, SINGLE_COLUMN_METRICS, Metric
 from mlagent_jax.errors import TaskError
 from mlagent_jax.types import Limits, Split
 

@@ -19,8 +19,6 @@ from mlagent_jax.explore.ideas import MOVES_FILE, generate_ideas, read_moves
 ROOT = Path(__file__).parent.parent.parent / "tasks"
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/task.toml"))
 NAMES = [folder.name for folder in FOLDERS]
-# One image, one table and one text; the others run with `make test-slow`.
-QUICK = ("cactus", "crystal", "phrases")
 
 
 @pytest.fixture(name="prepared", scope="module")
@@ -85,14 +83,7 @@ def _names_bound_by(node: ast.AST) -> list[str]:
     return [node.arg] if isinstance(node, ast.arg) else []
 
 
-@pytest.mark.parametrize(
-    "folder",
-    [
-        f if f.name in QUICK else pytest.param(f, marks=pytest.mark.slow)
-        for f in FOLDERS
-    ],
-    ids=NAMES,
-)
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
 def test_tasks_pass_their_self_test_and_best_is_reached(folder, prepared):
     task = prepare_task(folder, prepared / folder.name)
     with Executor({task.id: task}, EnvConfig()) as executor:
