@@ -203,20 +203,14 @@ PROCESSES = (
     ),
     Case(
         name="fork_bomb",
-        # LEAD: DO NOT run this unconfined: as root it took the whole machine down for
-        # 15 minutes (load 21,000). RLIMIT_NPROC does not bind uid 0: switch to an
-        # unprivileged uid (root) or set RLIMIT_NPROC above the user's count (else)
-        # before this runs on the process backend again.
+        # Without a kernel limit on processes this takes a whole machine down.
         script="import os\nwhile True: os.fork()",
         outcomes=(LIMIT,),
         is_fork_bomb=True,
     ),
     Case(
         name="shell_fork_bomb",
-        # LEAD: DO NOT run this unconfined: as root it took the whole machine down for
-        # 15 minutes (load 21,000). RLIMIT_NPROC does not bind uid 0: switch to an
-        # unprivileged uid (root) or set RLIMIT_NPROC above the user's count (else)
-        # before this runs on the process backend again.
+        # Without a kernel limit on processes this takes a whole machine down.
         script="import os\nos.execv('/bin/sh', ['sh', '-c', 'f() { f | f & }; f; "
         "sleep 1'])",
         outcomes=(LIMIT, ERROR, INFO),
