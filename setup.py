@@ -8,7 +8,7 @@ JAX = "jax{extra}>=0.10,<0.13"
 INSTALL = [
     JAX.format(extra=""),
     "flax>=0.12",
-    "optax>=0.2.5",
+    "optax>=0.2.8",
     "orbax-checkpoint>=0.11.20",
     "grain>=0.2.10",
     "transformers>=4.51",
