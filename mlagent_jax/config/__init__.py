@@ -1,0 +1,39 @@
+"""Run configuration: one frozen dataclass a stage, checked when it is built.
+
+A run is a file `configs/<run>.py` with `get_config() -> RunConfig`; single fields
+are changed by `--set section.field=value`. Every section checks its own ranges
+in `__post_init__`, so that a wrong value stops a program before any work.
+"""
+
+from mlagent_jax.config.agent import EnvConfig, PolicyConfig, PromptConfig, SampleConfig
+from mlagent_jax.config.evaluation import EvalConfig
+from mlagent_jax.config.load import apply_override, load_config
+from mlagent_jax.config.model import MeshConfig, ModelConfig, TokenizerConfig
+from mlagent_jax.config.rl import PpoConfig, RewardConfig
+from mlagent_jax.config.run import RunConfig
+from mlagent_jax.config.training import (
+    CollectConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    SftConfig,
+)
+
+__all__ = [
+    "CollectConfig",
+    "EnvConfig",
+    "EvalConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "PpoConfig",
+    "PretrainConfig",
+    "PromptConfig",
+    "RewardConfig",
+    "RunConfig",
+    "SampleConfig",
+    "SftConfig",
+    "TokenizerConfig",
+    "apply_override",
+    "load_config",
+]

@@ -1,0 +1,53 @@
+"""A whole run: one section for every stage."""
+
+import dataclasses
+
+from mlagent_jax.config.agent import EnvConfig, PromptConfig, SampleConfig
+from mlagent_jax.config.checks import check
+from mlagent_jax.config.evaluation import EvalConfig
+from mlagent_jax.config.model import MeshConfig, ModelConfig, TokenizerConfig
+from mlagent_jax.config.rl import PpoConfig
+from mlagent_jax.config.training import CollectConfig, PretrainConfig, SftConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run: every stage reads its own section.
+
+    Attributes:
+      name: of the run; default working directory is runs/<name>.
+      seed: everything random is derived from it.
+      task_root: folder that holds task folders.
+      held_in: ids of the training tasks.
+      held_out: ids of the tasks that are only evaluated.
+      init: Hugging Face folder to start from; None starts from random weights.
+      model: shape when `init` is None (else read from its config.json).
+    """
+
+    name: str
+    seed: int = 0
+    task_root: str = "tasks"
+    held_in: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    init: str | None = None
+    model: ModelConfig | None = None
+    mesh: MeshConfig = MeshConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    prompt: PromptConfig = PromptConfig()
+    env: EnvConfig = EnvConfig()
+    sample: SampleConfig = SampleConfig()
+    collect: CollectConfig = CollectConfig()
+    pretrain: PretrainConfig | None = None
+    sft: SftConfig = SftConfig()
+    ppo: PpoConfig = PpoConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def __post_init__(self) -> None:
+        check(
+            (self.init is None) != (self.model is None),
+            "init / model",
+            (self.init, self.model),
+            "exactly one of them to be given",
+        )
+        both = sorted(set(self.held_in) & set(self.held_out))
+        check(not both, "held_out", both, "no task that is also held in")
