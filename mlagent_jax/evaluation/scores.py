@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 
 from mlagent_jax.evaluation.records import EvalRecord, FreshStepRecord
 from mlagent_jax.types import Outcome, Task
@@ -54,6 +55,48 @@ def stratified_mean(groups: Mapping[str, Sequence[float]]) -> Estimate:
     low, high = np.percentile(total, [2.5, 97.5])
     num = sum(len(values) for values in groups.values())
     return Estimate(mean=mean, ci95=(float(low), float(high)), num=num)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A few numbers about a sample.
+
+    Attributes:
+      mean: of the values.
+      median: of the values.
+      ci95: 95 % interval of the mean, Student's t; both ends are the value itself
+        where there is only one.
+      num: how many values.
+    """
+
+    mean: float
+    median: float
+    ci95: tuple[float, float]
+    num: int
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Returns mean, median and interval of a few independent values, e.g. seeds.
+
+    A bootstrap of three seeds would be far too narrow; Student's t is not.
+
+    Raises:
+      ValueError: there are no values.
+    """
+    if len(values) == 0:
+        raise ValueError("a summary needs at least one value")
+    array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean())
+    half = 0.0
+    if len(array) > 1:
+        error = float(array.std(ddof=1)) / np.sqrt(len(array))
+        half = float(stats.t.ppf(0.975, len(array) - 1)) * error
+    return Summary(
+        mean=mean,
+        median=float(np.median(array)),
+        ci95=(mean - half, mean + half),
+        num=len(array),
+    )
 
 
 def paired_difference(

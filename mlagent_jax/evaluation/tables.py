@@ -22,6 +22,7 @@ class Table:
       columns: headers.
       rows: cells, each row as long as `columns`.
       best: (row, column) of cells to set in bold.
+      note: what a reader must know to read it right; may be empty.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     best: frozenset[tuple[int, int]] = frozenset()
+    note: str = ""
 
 
 def overview_table(summary: Mapping[str, Any]) -> Table:
@@ -137,6 +139,8 @@ def to_markdown(table: Table) -> str:
     for i, row in enumerate(table.rows):
         cells = [f"**{c}**" if (i, j) in table.best else c for j, c in enumerate(row)]
         lines.append("| " + " | ".join(cells) + " |")
+    if table.note:
+        lines += ["", table.note]
     return "\n".join(lines) + "\n"
 
 
