@@ -32,7 +32,7 @@ def load_stage_weights(
     if stage not in _STAGES:
         raise ConfigError(f"no stage {stage!r} with weights; stages: {list(_STAGES)}")
     prefix, best_metric = _STAGES[stage]
-    model_cfg = config.model or hf.load_config(Path(str(config.init)))
+    model_cfg = hf.model_of_run(config)
     params = load_params(
         workdir / stage / "checkpoints",
         prefix=prefix,

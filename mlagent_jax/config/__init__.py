@@ -9,6 +9,7 @@ from mlagent_jax.config.agent import EnvConfig, PolicyConfig, PromptConfig, Samp
 from mlagent_jax.config.evaluation import EvalConfig
 from mlagent_jax.config.load import apply_override, load_config
 from mlagent_jax.config.model import MeshConfig, ModelConfig, TokenizerConfig
+from mlagent_jax.config.qwen2_5 import qwen2_5
 from mlagent_jax.config.rl import PpoConfig, RewardConfig
 from mlagent_jax.config.run import RunConfig
 from mlagent_jax.config.training import (
@@ -36,4 +37,5 @@ __all__ = [
     "TokenizerConfig",
     "apply_override",
     "load_config",
+    "qwen2_5",
 ]

@@ -23,7 +23,10 @@ class ModelConfig:
       tie_word_embeddings: True if the output layer is the embedding table.
       max_position_embeddings: longest sequence the model was made for.
       compute_dtype: dtype of activations; weights are kept in float32.
-      remat: what the backward pass recomputes.
+      remat: what the backward pass recomputes: "none"; "layer": everything but the
+        input of each layer; "attention": the same but for the attention kernel,
+        whose output is kept too; "offload": as "layer", with the inputs kept in
+        the host's memory.
       attention: implementation, see model/attention.py; "auto" goes by backend.
     """
 
@@ -39,8 +42,8 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 32_768
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: Literal["none", "layer"] = "none"
-    attention: Literal["auto", "blocked", "xla"] = "auto"
+    remat: Literal["none", "layer", "attention", "offload"] = "none"
+    attention: Literal["auto", "blocked", "xla", "splash", "cudnn"] = "auto"
 
     def __post_init__(self) -> None:
         for name in [

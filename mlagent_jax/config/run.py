@@ -21,7 +21,8 @@ class RunConfig:
       held_in: ids of the training tasks.
       held_out: ids of the tasks that are only evaluated.
       init: Hugging Face folder to start from; None starts from random weights.
-      model: shape when `init` is None (else read from its config.json).
+      model: shape and how it is computed; may be None with `init`, whose config.json
+        then says the shape. Given both, the shapes must agree.
     """
 
     name: str
@@ -44,10 +45,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(
-            (self.init is None) != (self.model is None),
+            self.init is not None or self.model is not None,
             "init / model",
             (self.init, self.model),
-            "exactly one of them to be given",
+            "at least one of them to be given",
         )
         both = sorted(set(self.held_in) & set(self.held_out))
         check(not both, "held_out", both, "no task that is also held in")

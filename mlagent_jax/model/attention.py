@@ -7,8 +7,11 @@ sampler's attention is in `cached_attention`. The implementation has a name:
   skip the keys after them. The query group of a head is folded into rows, so every
   product is one large matrix product, which is what XLA's CPU backend does well
   (3-4 times faster than a batched einsum there), and no (B, N, T, S) array exists.
-- "xla": `jax.nn.dot_product_attention`, for accelerators.
-- "auto": "blocked" on CPU, else "xla".
+- "splash": JAX's Splash kernel for TPU, see `splash`.
+- "cudnn": `jax.nn.dot_product_attention` through cuDNN's fused kernels, for GPU in
+  a half precision; stores the mask of each row, (B, T, S), but no scores.
+- "xla": `jax.nn.dot_product_attention` in plain XLA, anywhere; stores the scores.
+- "auto": "blocked" on CPU, "splash" on TPU, "cudnn" on GPU in bfloat16, else "xla".
 
 Scores and softmax are float32. A query that may attend to nothing (padding) gets
 finite garbage, never NaN.
@@ -21,8 +24,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-Implementation = Literal["auto", "blocked", "xla"]
+from mlagent_jax.model.splash import attend_splash
+
+Implementation = Literal["auto", "blocked", "xla", "splash", "cudnn"]
 
 _MASKED = -1e30  # Finite, so that a fully masked row gives no NaN.
 _MIN_BLOCK = 96
@@ -47,20 +53,31 @@ def attend_within(
         with id 0 are padding.
       implementation: see the module's docstring.
     """
-    if _resolve(implementation) == "blocked":
+    implementation = resolve(implementation, jax.default_backend(), q_BTNH.dtype)
+    if implementation == "blocked":
         return _blocked(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    if implementation == "splash":
+        return attend_splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
     T = q_BTNH.shape[1]
     same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
     mask_BTT = same_BTT & jnp.tril(jnp.ones((T, T), bool))
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTT[:, None], implementation="xla"
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTT[:, None], implementation=implementation
     )
 
 
-def _resolve(implementation: Implementation) -> Implementation:
+def resolve(
+    implementation: Implementation, platform: str, dtype: DTypeLike
+) -> Literal["blocked", "xla", "splash", "cudnn"]:
+    """Returns what "auto" means for arrays of `dtype` on "cpu", "tpu" or "gpu"."""
     if implementation != "auto":
         return implementation
-    return "blocked" if jax.default_backend() == "cpu" else "xla"
+    is_half = jnp.dtype(dtype).itemsize == 2
+    return {
+        "cpu": "blocked",
+        "tpu": "splash",
+        "gpu": "cudnn" if is_half else "xla",
+    }.get(platform, "xla")
 
 
 def _softmax(scores: jax.Array, mask: jax.Array, head_dim: int) -> jax.Array:

@@ -7,6 +7,7 @@ for bit. Both directions hold one leaf or one file in host memory at a time.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -23,7 +24,7 @@ import safetensors
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from mlagent_jax.config import ModelConfig
+from mlagent_jax.config import ModelConfig, RunConfig
 from mlagent_jax.errors import CheckpointError, ConfigError
 from mlagent_jax.model.hf_config import config_from_json, config_to_json
 from mlagent_jax.model.qwen2 import Params, abstract_params
@@ -37,6 +38,8 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _MAX_FILE_BYTES = 5_000_000_000
+# Fields of ModelConfig that say how arrays are used, not what they are.
+_FREE_FIELDS = ("compute_dtype", "remat", "attention", "max_position_embeddings")
 
 
 def load_config(path: Path) -> ModelConfig:
@@ -55,6 +58,36 @@ def load_config(path: Path) -> ModelConfig:
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: expected a JSON object")
     return config_from_json(config)
+
+
+def model_of_run(config: RunConfig) -> ModelConfig:
+    """Returns the model that a run trains.
+
+    A run that starts from a folder may say besides what the folder cannot: dtype of
+    activations, remat, attention kernel.
+
+    Raises:
+      ConfigError: the folder is unusable, or of another shape than `config.model`.
+    """
+    if config.init is None:
+        assert config.model is not None  # RunConfig has at least one of them
+        return config.model
+    found = load_config(Path(config.init))
+    if config.model is None:
+        return found
+    names = [f.name for f in dataclasses.fields(ModelConfig)]
+    different = [
+        f"  model.{name} = {getattr(config.model, name)}, there {getattr(found, name)}"
+        for name in names
+        if name not in _FREE_FIELDS
+        and getattr(config.model, name) != getattr(found, name)
+    ]
+    if different:
+        raise ConfigError(
+            f"init = {config.init}: its config.json is not of the model in the config:"
+            "\n" + "\n".join(different)
+        )
+    return config.model
 
 
 def load_folder(path: Path, mesh: Mesh | None = None) -> tuple[ModelConfig, Params]:

@@ -12,18 +12,23 @@ This is the only place that merges parameters into a module.
 Axes: B rows, T tokens, S cache positions, L layers, D model width, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mlagent_jax.config import ModelConfig
 from mlagent_jax.model.cache import KVCache, advance
 from mlagent_jax.model.layers import DecoderLayer, RMSNorm, rope_tables
-from mlagent_jax.parallel.sharding import constrain_batch
+from mlagent_jax.model.splash import SAVED_NAME
+from mlagent_jax.parallel.sharding import constrain_tokens
 
 Params = dict[str, Any]  # nested: name -> Params or array
+
+_LAYER_INPUT = "layer_input"
 
 
 class Embedding(nnx.Module):
@@ -66,15 +71,17 @@ class Qwen2(nnx.Module):
             index: jax.Array,
         ) -> tuple[jax.Array, KVCache | None]:
             x_BTD, cache = carry
+            x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
             x_BTD, cache = layer(x_BTD, rope_BTH, segment_ids_BT, cache, index)
-            return constrain_batch(x_BTD), cache
+            return constrain_tokens(x_BTD), cache
 
-        if cfg.remat == "layer":
+        if cfg.remat != "none":
             # The scan already keeps XLA from merging the recomputation away.
-            run_layer = nnx.remat(run_layer, prevent_cse=False)
+            policy = _remat_policy(cfg.remat)
+            run_layer = nnx.remat(run_layer, prevent_cse=False, policy=policy)
         scan = nnx.scan(run_layer, in_axes=(0, nnx.Carry, 0), out_axes=nnx.Carry)
         x_BTD = jnp.take(self.embed_tokens.embedding[...], tokens_BT, axis=0)
-        x_BTD = constrain_batch(x_BTD)
+        x_BTD = constrain_tokens(x_BTD)
         x_BTD, cache = scan(self.layers, (x_BTD, cache), jnp.arange(cfg.num_layers))
         return self.norm(x_BTD), cache
 
@@ -157,6 +164,21 @@ def unembed(
         rows, table_DV.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
     return logits.reshape(*hidden.shape[:-1], -1)
+
+
+def _remat_policy(name: str) -> Callable[..., Any]:
+    """Returns which values of a layer survive until the backward pass."""
+    policies = jax.checkpoint_policies
+    if name == "attention":
+        return policies.save_only_these_names(_LAYER_INPUT, SAVED_NAME)
+    if name == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return policies.save_only_these_names(_LAYER_INPUT)
 
 
 def _merge(graphdef: nnx.GraphDef[Qwen2], params: Params) -> Qwen2:

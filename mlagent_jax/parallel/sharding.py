@@ -88,6 +88,18 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P((DATA, FSDP)))
 
 
+def constrain_tokens(x_BTD: jax.Array) -> jax.Array:
+    """Returns activations split over the mesh in use: rows, and tokens over `tensor`.
+
+    What a tensor-parallel layer hands on would otherwise be whole on each of its
+    devices. Tokens that `tensor` does not divide stay whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if TENSOR not in mesh.axis_names or x_BTD.shape[1] % mesh.shape[TENSOR] != 0:
+        return constrain_batch(x_BTD)
+    return jax.lax.with_sharding_constraint(x_BTD, P((DATA, FSDP), TENSOR))
+
+
 def _place(
     mesh: Mesh, path: str, shape: tuple[int, ...]
 ) -> tuple[PartitionSpec, str | None]:

@@ -88,8 +88,7 @@ def run_ppo(
       EnvUnavailableError: no action of an update could be executed.
     """
     _check_config(config)
-    model_cfg = hf.load_config(Path(config.init)) if config.init else config.model
-    assert model_cfg is not None  # RunConfig has exactly one of init and model
+    model_cfg = hf.model_of_run(config)
     graphdef = qwen2.make_graphdef(model_cfg)
     tokenizer_path = config.tokenizer.path or workdir / "tokenizer"
     tokenizer = Tokenizer.load(Path(tokenizer_path))

@@ -78,8 +78,7 @@ def train_sft(
         holds checkpoints of other settings.
     """
     cfg = config.sft
-    model_cfg = hf.load_config(Path(config.init)) if config.init else config.model
-    assert model_cfg is not None  # RunConfig has exactly one of init and model
+    model_cfg = hf.model_of_run(config)
     highest = max((int(e.tokens_T.max()) for e in examples), default=0)
     if highest >= model_cfg.vocab_size:
         raise ConfigError(
@@ -127,7 +126,7 @@ def initial_params(config: RunConfig, workdir: Path, mesh: Mesh) -> Params:
     """
     if config.init is not None:
         return hf.load_folder(Path(config.init), mesh)[1]
-    assert config.model is not None  # RunConfig has exactly one of init and model
+    assert config.model is not None  # RunConfig has at least one of init and model
     template = abstract_on_mesh(qwen2.abstract_params(config.model), mesh)
     if config.pretrain is not None:
         return load_params(workdir / "pretrain" / "checkpoints", template=template)

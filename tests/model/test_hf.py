@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mlagent_jax.config import MeshConfig, ModelConfig
+from mlagent_jax.config import MeshConfig, ModelConfig, RunConfig
 from mlagent_jax.errors import CheckpointError, ConfigError
 from mlagent_jax.model import hf, qwen2
 from mlagent_jax.parallel.mesh import make_mesh
@@ -128,6 +128,21 @@ def test_a_folder_of_something_else_is_not_overwritten(
     with pytest.raises(ConfigError, match="no Hugging Face folder; it is not over"):
         hf.save_folder(tmp_path, tiny_config, tiny_params)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_run_may_say_how_the_model_of_a_folder_is_computed(folder, tiny_config):
+    run = RunConfig(name="x", init=str(folder))
+    assert hf.model_of_run(run) == tiny_config
+    cfg = dataclasses.replace(tiny_config, remat="layer", compute_dtype="bfloat16")
+    assert hf.model_of_run(dataclasses.replace(run, model=cfg)) == cfg
+
+
+def test_a_run_whose_model_is_not_the_folders_is_refused(folder, tiny_config):
+    cfg = dataclasses.replace(tiny_config, hidden_size=64, rms_norm_eps=1e-5)
+    run = RunConfig(name="x", init=str(folder), model=cfg)
+    with pytest.raises(ConfigError, match="hidden_size = 64, there 32") as caught:
+        hf.model_of_run(run)
+    assert "rms_norm_eps = 1e-05, there 1e-06" in str(caught.value)
 
 
 def test_all_missing_unexpected_and_misshaped_tensors_are_listed(copied):

@@ -149,7 +149,14 @@ def test_gradients_are_finite_despite_padding(tiny_config, squared_logits_grads)
 
 
 @pytest.mark.parametrize(
-    "change", [{"remat": "layer"}, {"attention": "xla"}], ids=["remat", "xla"]
+    "change",
+    [
+        {"remat": "layer"},
+        {"remat": "attention"},
+        {"remat": "offload"},
+        {"attention": "xla"},
+    ],
+    ids=lambda change: next(iter(change.values())),
 )
 def test_neither_remat_nor_the_attention_changes_gradients(
     tiny_config, squared_logits_grads, change

@@ -1,0 +1,21 @@
+"""Step-wise PPO of the 7B run (paper A.5): actor, critic, reference and sampler.
+
+    python -m launch.aot --config=configs/qwen2_5_7b_ppo.py --topology=v5p:2x2x1
+    python -m launch.ppo --config=configs/qwen2_5_7b_ppo.py
+
+Hardware: v5p:2x2x1 as it stands; v5e:4x8 with --set ppo.micro_batch_size=8. Scripts
+run on the hosts' CPUs, `env.num_workers` at once. Expected result: BUILD_NOTES.md,
+"TPU programs, compiled".
+"""
+
+import dataclasses
+
+from configs import qwen2_5_7b
+from mlagent_jax.config import MeshConfig, RunConfig
+
+
+def get_config() -> RunConfig:
+    """Returns the 7B run with layers split in four and rows over the rest."""
+    return dataclasses.replace(
+        qwen2_5_7b.get_config(), mesh=MeshConfig(fsdp=-1, tensor=4)
+    )

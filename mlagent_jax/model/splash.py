@@ -1,0 +1,116 @@
+"""Attention within whole sequences on TPU: JAX's Splash kernel, one call a shard.
+
+Splash is FlashAttention with block-sparse masks: no (B, N, T, S) array exists, key
+blocks above the causal diagonal are skipped, and segment ids mask the rest. A kernel
+is not partitioned by the compiler, so it runs under `jax.shard_map`: rows split over
+(data, fsdp), heads over tensor. Where `tensor` exceeds the number of key/value heads,
+each of them is repeated for the shards that share it.
+
+Axes: B rows, T tokens, N query heads, K key/value heads, H head width.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernel_lib,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as mask_lib,
+)
+from jax.sharding import PartitionSpec
+
+from mlagent_jax.parallel.mesh import DATA, FSDP, TENSOR
+
+SAVED_NAME = "attention_out"  # what remat = "attention" keeps
+LANES = 128  # blocks are multiples of it
+_BLOCK = 512  # tokens of a block
+
+
+def padded_length(num_tokens: int) -> int:
+    """Returns the tokens that the kernel runs over: whole blocks of them."""
+    block = _block_size(num_tokens)
+    return -(-num_tokens // block) * block
+
+
+def attend_splash(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """Returns out_BTNH, as `attention.attend_within`.
+
+    Args:
+      q_BTNH: rotated queries.
+      k_BTKH: rotated keys.
+      v_BTKH: values.
+      segment_ids_BT: 0 marks padding.
+      interpret: runs the kernel's program in plain JAX, for tests on CPU.
+    """
+    attend = partial(_attend_shard, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return attend(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    tensor = mesh.shape[TENSOR]
+    K = k_BTKH.shape[2]
+    if tensor > K:
+        k_BTKH = jnp.repeat(k_BTKH, tensor // K, axis=2)
+        v_BTKH = jnp.repeat(v_BTKH, tensor // K, axis=2)
+    heads = PartitionSpec((DATA, FSDP), None, TENSOR, None)
+    rows = PartitionSpec((DATA, FSDP), None)
+    return jax.shard_map(
+        attend,
+        in_specs=(heads, heads, heads, rows),
+        out_specs=heads,
+        check_vma=False,  # Pallas calls carry no types of varying axes.
+    )(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+
+
+def _attend_shard(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    interpret: bool,
+) -> jax.Array:
+    T, N, H = q_BTNH.shape[1:]
+    block = _block_size(T)
+    pad = ((0, 0), (0, padded_length(T) - T))
+    segment_ids_BT = jnp.pad(segment_ids_BT, pad)
+
+    def heads_first(x_BTNH: jax.Array) -> jax.Array:
+        return jnp.pad(x_BTNH, (*pad, (0, 0), (0, 0))).swapaxes(1, 2)
+
+    mask = mask_lib.CausalMask((padded_length(T), padded_length(T)))
+    attend = kernel_lib.make_splash_mha(
+        mask_lib.MultiHeadMask([mask] * N),
+        block_sizes=kernel_lib.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=SAVED_NAME,
+        interpret=interpret,
+    )
+    out_BNTH = jax.vmap(attend)(
+        heads_first((q_BTNH * H**-0.5).astype(q_BTNH.dtype)),
+        heads_first(k_BTKH),
+        heads_first(v_BTKH),
+        kernel_lib.SegmentIds(q=segment_ids_BT, kv=segment_ids_BT),
+    )
+    return out_BNTH.swapaxes(1, 2)[:, :T]
+
+
+def _block_size(num_tokens: int) -> int:
+    return min(_BLOCK, -(-num_tokens // LANES) * LANES)
