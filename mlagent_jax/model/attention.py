@@ -72,12 +72,12 @@ def resolve(
     """Returns what "auto" means for arrays of `dtype` on "cpu", "tpu" or "gpu"."""
     if implementation != "auto":
         return implementation
+    if platform == "cpu":
+        return "blocked"
+    if platform == "tpu":
+        return "splash"
     is_half = jnp.dtype(dtype).itemsize == 2
-    return {
-        "cpu": "blocked",
-        "tpu": "splash",
-        "gpu": "cudnn" if is_half else "xla",
-    }.get(platform, "xla")
+    return "cudnn" if platform == "gpu" and is_half else "xla"
 
 
 def _softmax(scores: jax.Array, mask: jax.Array, head_dim: int) -> jax.Array:

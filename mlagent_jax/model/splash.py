@@ -87,7 +87,7 @@ def _attend_shard(
         return jnp.pad(x_BTNH, (*pad, (0, 0), (0, 0))).swapaxes(1, 2)
 
     mask = mask_lib.CausalMask((padded_length(T), padded_length(T)))
-    attend = kernel_lib.make_splash_mha(
+    kernel = kernel_lib.make_splash_mha(
         mask_lib.MultiHeadMask([mask] * N),
         block_sizes=kernel_lib.BlockSizes(
             block_q=block,
@@ -103,11 +103,20 @@ def _attend_shard(
         residual_checkpoint_name=SAVED_NAME,
         interpret=interpret,
     )
+
+    def attend(
+        q_NTH: jax.Array, k_KTH: jax.Array, v_KTH: jax.Array, segments_T: jax.Array
+    ) -> jax.Array:
+        ids = kernel_lib.SegmentIds(q=segments_T, kv=segments_T)
+        out_NTH = kernel(q_NTH, k_KTH, v_KTH, ids)
+        assert isinstance(out_NTH, jax.Array)  # a tuple only with save_residuals
+        return out_NTH
+
     out_BNTH = jax.vmap(attend)(
         heads_first((q_BTNH * H**-0.5).astype(q_BTNH.dtype)),
         heads_first(k_BTKH),
         heads_first(v_BTKH),
-        kernel_lib.SegmentIds(q=segment_ids_BT, kv=segment_ids_BT),
+        segment_ids_BT,
     )
     return out_BNTH.swapaxes(1, 2)[:, :T]
 
