@@ -46,7 +46,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mlagent_jax*", "launch*"]),
-    package_data={"mlagent_jax.evaluation": ["templates/*.j2"]},
+    package_data={"mlagent_jax.evaluation": ["templates/*", "data/*.json"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
 )

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from mlagent_jax import config as config_lib
 from mlagent_jax.config import RunConfig
 from mlagent_jax.errors import ConfigError, MlAgentError
-from mlagent_jax.types import to_json
+from mlagent_jax.types import from_json, to_json
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "Python file with get_config(), e.g. configs/quickstart.py."
@@ -74,8 +74,13 @@ class Run:
     workdir: Path
 
 
-def run_stage(main: Callable[[Run], None], lock: str = "stage") -> None:
+def run_stage(
+    main: Callable[[Run], None], lock: str = "stage", config_of_run: bool = False
+) -> None:
     """Parses flags, opens the run directory and calls `main`.
+
+    With `config_of_run`, the configuration recorded in the run directory stands in
+    for a missing --config.
 
     Programs with the same `lock` exclude each other in one run directory.
 
@@ -88,7 +93,7 @@ def run_stage(main: Callable[[Run], None], lock: str = "stage") -> None:
             fail(f"unexpected arguments {argv[1:]}; flags are --config --workdir --set")
         die_with_parent()
         try:
-            run = open_run()
+            run = open_run(config_of_run)
             with _locked(run.workdir / f".{lock}.lock"):
                 main(run)
         except MlAgentError as error:
@@ -111,13 +116,18 @@ def fail(message: str, status: int = 2) -> None:
     sys.exit(status)
 
 
-def open_run() -> Run:
+def open_run(config_of_run: bool = False) -> Run:
     """Returns the run that the flags name, with run.json up to date.
+
+    Args:
+      config_of_run: without --config, use what run.json in --workdir holds.
 
     Raises:
       ConfigError: --config is missing or wrong, or the directory belongs to a run
         with another seed, model, tokenizer or set of training tasks.
     """
+    if _CONFIG.value is None and config_of_run and _WORKDIR.value is not None:
+        return _recorded_run(Path(_WORKDIR.value), _SET.value)
     if _CONFIG.value is None:
         found = sorted(str(p) for p in Path("configs").glob("*.py"))
         raise ConfigError(f"--config is required; found {found}")
@@ -126,6 +136,25 @@ def open_run() -> Run:
     workdir.mkdir(parents=True, exist_ok=True)
     _check_identity(config, workdir / "run.json")
     write_json(workdir / "run.json", _run_record(config))
+    return Run(config=config, workdir=workdir.resolve())
+
+
+def _recorded_run(workdir: Path, overrides: Sequence[str]) -> Run:
+    """Returns the run of a directory with the configuration that it was made with.
+
+    Raises:
+      ConfigError: there is no such run, or its record is damaged.
+    """
+    path = workdir / "run.json"
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give --config, or a run's --workdir")
+    try:
+        value = json.loads(path.read_text())["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}); give --config") from error
+    config = from_json(RunConfig, value, str(path))
+    for override in overrides:
+        config = config_lib.apply_override(config, override)
     return Run(config=config, workdir=workdir.resolve())
 
 

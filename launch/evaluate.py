@@ -12,6 +12,7 @@ from mlagent_jax.data.trajectories import TrajectoryFile
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.task import load_tasks
 from mlagent_jax.env.worker_pool import WorkerPool
+from mlagent_jax.evaluation.records import records_path
 from mlagent_jax.evaluation.runner import evaluate_fresh_states, evaluate_trajectories
 
 
@@ -29,7 +30,7 @@ def main(run: common.Run) -> None:
             # The expert is given ideas where it is taught from, none here.
             num_steps = num_states * config.eval.samples_per_state
             total = len(tasks) * config.eval.trajectories_per_task
-            path = workdir / "eval" / f"{name.replace('/', '_')}.jsonl"
+            path = records_path(workdir, name)
             policy = make_policy(run, name)
             with common.progress(total, f"eval {name}", "trajectory") as bar:
                 evaluate_trajectories(

@@ -6,6 +6,7 @@ in `__post_init__`, so that a wrong value stops a program before any work.
 """
 
 from mlagent_jax.config.agent import EnvConfig, PolicyConfig, PromptConfig, SampleConfig
+from mlagent_jax.config.costs import CostConfig
 from mlagent_jax.config.evaluation import EvalConfig
 from mlagent_jax.config.load import apply_override, load_config
 from mlagent_jax.config.model import MeshConfig, ModelConfig, TokenizerConfig
@@ -21,6 +22,7 @@ from mlagent_jax.config.training import (
 
 __all__ = [
     "CollectConfig",
+    "CostConfig",
     "EnvConfig",
     "EvalConfig",
     "MeshConfig",

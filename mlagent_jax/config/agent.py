@@ -110,6 +110,11 @@ class PolicyConfig:
       api_key_env: for "api": environment variable that holds the key.
       max_concurrency: for "api": requests in flight.
       timeout_s: for "api": seconds of one request.
+      prompt_usd_per_million: for "api": price of a million prompt tokens.
+      reply_usd_per_million: for "api": price of a million reply tokens.
+      max_tokens: for "api": prompt and reply tokens that a run may spend there;
+        0 sets no limit.
+      max_usd: for "api": money that a run may spend there; 0.0 sets no limit.
     """
 
     kind: Literal["scripted", "local", "api"] = "scripted"
@@ -119,6 +124,37 @@ class PolicyConfig:
     api_key_env: str = "OPENAI_API_KEY"
     max_concurrency: int = 8
     timeout_s: float = 120.0
+    prompt_usd_per_million: float = 0.0
+    reply_usd_per_million: float = 0.0
+    max_tokens: int = 0
+    max_usd: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_concurrency", "timeout_s"):
+            value = getattr(self, name)
+            check(value > 0, f"policy.{name}", value, "> 0")
+        for name in (
+            "prompt_usd_per_million",
+            "reply_usd_per_million",
+            "max_tokens",
+            "max_usd",
+        ):
+            value = getattr(self, name)
+            check(value >= 0, f"policy.{name}", value, ">= 0")
+        has_price = self.prompt_usd_per_million + self.reply_usd_per_million > 0
+        check(
+            self.max_usd == 0 or has_price,
+            "policy.max_usd",
+            self.max_usd,
+            "0.0 where no price is set (prompt_usd_per_million, reply_usd_per_million)",
+        )
+
+    def usd(self, prompt_tokens: float, reply_tokens: float) -> float:
+        """Returns what that many tokens cost."""
+        return (
+            prompt_tokens * self.prompt_usd_per_million
+            + reply_tokens * self.reply_usd_per_million
+        ) / 1e6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

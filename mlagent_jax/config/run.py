@@ -4,6 +4,7 @@ import dataclasses
 
 from mlagent_jax.config.agent import EnvConfig, PromptConfig, SampleConfig
 from mlagent_jax.config.checks import check
+from mlagent_jax.config.costs import CostConfig
 from mlagent_jax.config.evaluation import EvalConfig
 from mlagent_jax.config.model import MeshConfig, ModelConfig, TokenizerConfig
 from mlagent_jax.config.rl import PpoConfig
@@ -42,6 +43,7 @@ class RunConfig:
     sft: SftConfig = SftConfig()
     ppo: PpoConfig = PpoConfig()
     eval: EvalConfig = EvalConfig()
+    costs: CostConfig = CostConfig()
 
     def __post_init__(self) -> None:
         check(

@@ -5,13 +5,13 @@ a prompt, a reward or the choice of a model (design decision 7).
 """
 
 import dataclasses
-import json
 import math
-import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+from mlagent_jax.data.jsonl import append_line, read_lines
 from mlagent_jax.env.grading import grade
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.errors import DataError
@@ -36,7 +36,7 @@ class EvalRecord:
       trajectory: as recorded.
       split: of its task.
       start_score: test score of the starter's submission (m_init on these rows).
-      final_score: test score of the last valid submission (paper).
+      final_score: test score of the submission that counts (see `eval.final`).
       selected_score: test score of the submission with the best selection score.
       relative_gain_percent: of `final_score`, see `relative_gain_percent`.
       selected_gain_percent: of `selected_score`.
@@ -90,8 +90,17 @@ def score_trajectory(
     task: Task,
     store: SnapshotStore,
     step_rewards: tuple[float, ...],
+    final: Literal["last", "selection"] = "last",
 ) -> EvalRecord:
     """Returns `trajectory` with its submissions scored on the test part.
+
+    Args:
+      trajectory: as recorded.
+      task: its task.
+      store: holds the submissions.
+      step_rewards: one a step.
+      final: which submission counts: the last valid one that was not undone, or the
+        one with the best selection score.
 
     Raises:
       DataError: the trajectory holds no submission of its own starter.
@@ -111,8 +120,8 @@ def score_trajectory(
         last = step.submission
         if task.sign * step.score_after > best_selection:
             best, best_selection = step.submission, task.sign * step.score_after
-    final_score = test_score(last)
     selected_score = test_score(best)
+    final_score = selected_score if final == "selection" else test_score(last)
     for value in (start_score, final_score, selected_score):
         if not math.isfinite(value):
             raise DataError(f"{trajectory.id}: test score {value} of {task.id}")
@@ -151,39 +160,29 @@ def current_steps(trajectory: Trajectory) -> list[StepRecord]:
     return standing
 
 
+def iter_records(path: Path, cls: type[RecordT]) -> Iterator[RecordT]:
+    """Yields the records of a JSONL file one at a time, none if there is no file.
+
+    Raises:
+      DataError: a line is damaged; the file and line are named.
+    """
+    return (from_json(cls, value, where) for value, where in read_lines(path))
+
+
 def read_records(path: Path, cls: type[RecordT]) -> list[RecordT]:
     """Returns the records of a JSONL file, empty if there is none.
 
     Raises:
       DataError: a line is damaged; the file and line are named.
     """
-    return [from_json(cls, value, where) for value, where in _lines(path)]
+    return list(iter_records(path, cls))
 
 
 def append_record(path: Path, record: EvalRecord | FreshStepRecord) -> None:
     """Appends one line and makes sure that it reached the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(to_json(record)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(path, to_json(record))
 
 
-def heal(path: Path) -> None:
-    """Cuts a last line that an interrupted run left half-written."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
-
-
-def _lines(path: Path) -> Iterator[tuple[object, str]]:
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        where = f"{path}:{number}"
-        try:
-            yield json.loads(line), where
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON ({error}); remove the line") from error
+def records_path(workdir: Path, policy: str) -> Path:
+    """Returns where the records of a policy lie; fresh steps beside them."""
+    return workdir / "eval" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', policy)}.jsonl"

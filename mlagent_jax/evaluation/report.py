@@ -1,31 +1,71 @@
-"""Writes report/: index.html, one page a trajectory, tables, figures, summary.json.
+"""Writes a report: index.html with a trajectory browser, tables, figures, summary.json.
 
-Everything is plain files that open offline in a browser; no script is fetched.
+Everything is plain files that open offline in a browser; nothing is fetched from a
+network. With `paper`, the published tables and figures stand beside what was measured.
 """
 
+import dataclasses
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from mlagent_jax.config import RunConfig
+from mlagent_jax.data.jsonl import read_lines
+from mlagent_jax.data.trajectories import TrajectoryFile
+from mlagent_jax.env.reward import compute_reward
 from mlagent_jax.env.snapshots import SnapshotStore
-from mlagent_jax.evaluation import figures, summary, tables
+from mlagent_jax.evaluation import comparison, costs, figures, paper_figures, tables
+from mlagent_jax.evaluation.ablation import ablation_table, read_ablations
+from mlagent_jax.evaluation.ablation_figures import ablation_figure, curve_figure
+from mlagent_jax.evaluation.browser import ChunkWriter, Entry
+from mlagent_jax.evaluation.drawing import Figure, policy_color
+from mlagent_jax.evaluation.paper import Published, load_published, published_table
 from mlagent_jax.evaluation.records import EvalRecord
-from mlagent_jax.types import StepRecord, Task
+from mlagent_jax.evaluation.summary import (
+    SPLITS,
+    load_evaluations,
+    load_fresh_steps,
+    make_summary,
+)
+from mlagent_jax.evaluation.tables import Table
+from mlagent_jax.types import Task, Trajectory
 
-# Figure file -> caption.
-CAPTIONS = {
-    "gain_by_task.png": "Mean relative gain of each task (symmetric log scale above "
-    "10 %); held-in tasks left of the dashed line.",
-    "gain_over_updates.png": "Mean relative gain during PPO, as in the paper's "
-    "Figure 4; bars are standard errors over repeated trajectories.",
-    "training.png": "Step reward and rates during PPO (sampled at temperature 1).",
-    "outcomes.png": "What the sampled actions came to during PPO.",
-}
+_TEMPLATES = ("mlagent_jax.evaluation", "templates")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+      id: anchor.
+      title: heading and entry of the navigation.
+      text: introduction; may be empty.
+      figures: drawn figures.
+      tables: tables below them.
+    """
+
+    id: str
+    title: str
+    text: str = ""
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Results:
+    """What a report is made of."""
+
+    config: RunConfig
+    workdir: Path
+    tasks: Mapping[str, Task]
+    evaluations: Mapping[str, Sequence[EvalRecord]]
+    summary: Mapping[str, Any]
+    ledger: Sequence[costs.PhaseCost]
 
 
 def write_report(
@@ -35,7 +75,8 @@ def write_report(
     *,
     tasks: Mapping[str, Task],
     store: SnapshotStore,
-    on_page: Callable[[], object],
+    on_trajectory: Callable[[], object],
+    with_paper: bool = False,
 ) -> dict[str, Any]:
     """Writes the whole report and returns the summary.
 
@@ -44,153 +85,248 @@ def write_report(
       workdir: run directory to read.
       out: folder to write, normally <workdir>/report.
       tasks: task id -> task.
-      store: snapshots, for the scripts that trajectories start from.
-      on_page: called once for every trajectory page.
+      store: snapshots, for the scripts that trajectories went through.
+      on_trajectory: called once for every trajectory of the browser.
+      with_paper: whether the paper's tables and figures stand beside ours.
 
     Raises:
       DataError: there is nothing to report, or a record is damaged.
     """
     names = config.eval.policies
-    evaluations = summary.load_evaluations(workdir, names)
-    fresh = summary.load_fresh_steps(workdir, names)
-    numbers = summary.make_summary(config, workdir, tasks, evaluations, fresh)
+    evaluations = load_evaluations(workdir, names)
+    fresh = load_fresh_steps(workdir, names)
+    ledger = costs.make_ledger(config, workdir, evaluations)
+    summary = make_summary(config, workdir, tasks, evaluations, fresh, ledger)
+    results = _Results(
+        config=config,
+        workdir=workdir,
+        tasks=tasks,
+        evaluations=evaluations,
+        summary=summary,
+        ledger=ledger,
+    )
     out.mkdir(parents=True, exist_ok=True)
-    report_tables = [
-        tables.overview_table(numbers),
-        tables.fresh_table(numbers),
-        tables.paper_table(numbers, tasks, "held_in"),
-        tables.paper_table(numbers, tasks, "held_out"),
-    ]
-    for table in report_tables:
-        tables.write_table(table, out / "tables")
-    drawn = _draw_figures(workdir, out / "figures", numbers)
-    pages = _Pages(out)
-    rows = [
-        pages.write_trajectory(record, tasks, store, on_page)
-        for records in evaluations.values()
-        for record in sorted(records, key=lambda r: r.trajectory.id)
-    ]
-    pages.write_index(config, numbers, report_tables, drawn, rows)
-    (out / "summary.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    return numbers
+    sections = _make_sections(results, out / "figures", with_paper)
+    for section in sections:
+        for table in section.tables:
+            tables.write_table(table, out / "tables")
+    chunks = ChunkWriter(out / "trajectories", store)
+    for entry in iter_entries(results.config, workdir, tasks, evaluations):
+        chunks.add(entry)
+        on_trajectory()
+    index = chunks.finish({"run": config.name, "tasks": _task_cards(tasks)})
+    page = _render(config, summary, sections, index)
+    (out / "index.html").write_text(page, encoding="utf-8")
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
 
 
-def count_pages(workdir: Path, names: Sequence[str]) -> int:
-    """Returns how many trajectory pages `write_report` will write."""
-    return sum(len(v) for v in summary.load_evaluations(workdir, names).values())
-
-
-def _draw_figures(workdir: Path, folder: Path, numbers: dict[str, Any]) -> list[str]:
-    """Draws what the run has data for; returns the file names."""
-    metrics = figures.read_jsonl(workdir / "ppo" / "metrics.jsonl")
-    probes = figures.read_jsonl(workdir / "ppo" / "probes.jsonl")
-    rollouts = figures.read_jsonl(workdir / "ppo" / "rollouts.jsonl")
-    drawn = ["gain_by_task.png"]
-    figures.gain_by_task(numbers, folder / drawn[0])
-    if probes:
-        drawn.append("gain_over_updates.png")
-        figures.gain_over_updates(probes, folder / drawn[-1])
-    if metrics:
-        drawn.append("training.png")
-        figures.training_curves(metrics, folder / drawn[-1])
-    if rollouts:
-        drawn.append("outcomes.png")
-        figures.outcome_mix(rollouts, folder / drawn[-1])
-    return drawn
-
-
-class _Pages:
-    """Renders the HTML files of one report folder."""
-
-    def __init__(self, out: Path) -> None:
-        self._out = out
-        # Records hold hostile text (replies, script output): escape everything.
-        self._environment = Environment(
-            loader=PackageLoader("mlagent_jax.evaluation", "templates"),
-            autoescape=select_autoescape(default=True, default_for_string=True),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._environment.filters["diff_lines"] = diff_lines
-
-    def write_trajectory(
-        self,
-        record: EvalRecord,
-        tasks: Mapping[str, Task],
-        store: SnapshotStore,
-        on_page: Callable[[], object],
-    ) -> dict[str, Any]:
-        """Writes one trajectory's page; returns its row of the index."""
-        trajectory = record.trajectory
-        task = tasks[trajectory.task_id]
-        files = store.get(trajectory.start_snapshot)
-        href = f"trajectories/{_file_name(trajectory.id)}.html"
-        html = self._environment.get_template("trajectory.html.j2").render(
-            record=record,
+def iter_entries(
+    config: RunConfig,
+    workdir: Path,
+    tasks: Mapping[str, Task],
+    evaluations: Mapping[str, Sequence[EvalRecord]],
+) -> Iterator[Entry]:
+    """Yields evaluated trajectories, then collected ones of tasks that still exist."""
+    for records in evaluations.values():
+        for record in sorted(records, key=lambda r: r.trajectory.id):
+            yield Entry(
+                trajectory=record.trajectory,
+                task=tasks[record.trajectory.task_id],
+                source="evaluation",
+                rewards=record.step_rewards,
+                scores={
+                    "starter": record.start_score,
+                    "final": record.final_score,
+                    "best on selection": record.selected_score,
+                },
+                gain=record.relative_gain_percent,
+            )
+    for trajectory in _collected(workdir):
+        task = tasks.get(trajectory.task_id)
+        if task is None:
+            continue
+        yield Entry(
             trajectory=trajectory,
             task=task,
-            script=files[task.entry_script].decode(errors="replace"),
-            steps=[
-                {"number": i + 1, "step": step, "reward": reward, "label": _label(step)}
-                for i, (step, reward) in enumerate(
-                    zip(trajectory.steps, record.step_rewards, strict=True)
-                )
+            source="collected",
+            rewards=[
+                compute_reward(step, task, config.ppo.reward).total
+                for step in trajectory.steps
             ],
+            scores={},
+            gain=None,
         )
-        path = self._out / href
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(html)
-        on_page()
-        return {
-            "href": href,
-            "id": trajectory.id,
-            "task": trajectory.task_id,
-            "policy": trajectory.policy,
-            "split": tables.SPLIT_NAMES[record.split],
-            "steps": len(trajectory.steps),
-            "status": trajectory.status.value,
-            "gain": record.relative_gain_percent,
-            "reward": sum(record.step_rewards) / max(len(record.step_rewards), 1),
-            "outcomes": " ".join(sorted({s.outcome.value for s in trajectory.steps})),
-        }
-
-    def write_index(
-        self,
-        config: RunConfig,
-        numbers: Mapping[str, Any],
-        report_tables: Sequence[tables.Table],
-        drawn: Sequence[str],
-        rows: Sequence[Mapping[str, Any]],
-    ) -> None:
-        """Writes index.html."""
-        html = self._environment.get_template("index.html.j2").render(
-            config=config,
-            summary=numbers,
-            tables=report_tables,
-            figures=[(name, CAPTIONS[name]) for name in drawn],
-            rows=rows,
-            policies=sorted({row["policy"] for row in rows}),
-            task_ids=sorted({row["task"] for row in rows}),
-        )
-        (self._out / "index.html").write_text(html)
 
 
-def diff_lines(diff: str) -> list[tuple[str, str]]:
-    """Returns (css class, line) for every line of a unified diff."""
-    classes = {"+": "added", "-": "removed", "@": "hunk"}
-    return [
-        ("meta" if line[:3] in {"+++", "---"} else classes.get(line[:1], ""), line)
-        for line in diff.splitlines()
+def count_trajectories(workdir: Path, names: Sequence[str]) -> int:
+    """Returns how many trajectories `write_report` will go through."""
+    evaluated = sum(len(v) for v in load_evaluations(workdir, names).values())
+    return evaluated + sum(len(file) for file in _collected_files(workdir))
+
+
+def _collected(workdir: Path) -> Iterator[Trajectory]:
+    return (t for file in _collected_files(workdir) for t in file)
+
+
+def _collected_files(workdir: Path) -> list[TrajectoryFile]:
+    paths = [workdir / "trajectories" / f"{n}.jsonl" for n in ("expert", "fresh")]
+    return [TrajectoryFile(path) for path in paths if path.exists()]
+
+
+def _make_sections(
+    results: _Results, figure_dir: Path, with_paper: bool
+) -> list[Section]:
+    published = load_published()
+    sections = [_results_section(results, figure_dir)]
+    if with_paper:
+        sections.append(_paper_section(results, published, figure_dir))
+    sections += [
+        _training_section(results, figure_dir),
+        _ablation_section(results, figure_dir),
+        _cost_section(results, published, figure_dir),
     ]
+    return [s for s in sections if s.figures or s.tables]
 
 
-def _label(step: StepRecord) -> str:
-    if step.action is None:
-        return step.reason or "no action"
-    target = f" {step.action.path}" if step.action.path else ""
-    return f"{step.action.kind.value}{target}"
+def _results_section(results: _Results, figure_dir: Path) -> Section:
+    evaluations, summary = results.evaluations, results.summary
+    pairs = comparison.interesting_pairs(list(evaluations))
+    compared = [
+        c
+        for ours, theirs in pairs
+        for split in SPLITS
+        if (c := comparison.compare(evaluations, ours, theirs, split)) is not None
+    ]
+    shown = [tables.overview_table(summary)]
+    if compared:
+        shown.append(comparison.comparison_table(compared))
+    if summary["fresh_states"]:
+        shown.append(tables.fresh_table(summary))
+    for split in SPLITS:
+        table = tables.paper_table(summary, results.tasks, split)
+        if table.rows:
+            shown.append(table)
+    shown.append(comparison.gain_table(evaluations))
+    return Section(
+        id="results",
+        title="Results",
+        text="Scores are on hidden test rows that no prompt, reward or model choice "
+        "ever saw. Every policy had the same seeds, steps and time.",
+        figures=(figures.gain_by_task(evaluations, figure_dir),),
+        tables=tuple(shown),
+    )
 
 
-def _file_name(trajectory_id: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", trajectory_id)
+def _paper_section(
+    results: _Results, published: Published, figure_dir: Path
+) -> Section:
+    drawn = [paper_figures.figure_3(published, results.evaluations, figure_dir)]
+    probes = _read_all(results.workdir / "ppo" / "probes.jsonl")
+    drawn.append(paper_figures.figure_4(published, probes, results.summary, figure_dir))
+    return Section(
+        id="paper",
+        title="Beside the paper",
+        text="What the paper published stands on the left or under “published”; what "
+        "this run measured is marked “measured here”. Unless a table says otherwise "
+        "the tasks are not the same, and neither are the models: compare the shapes.",
+        figures=tuple(figure for figure in drawn if figure is not None),
+        tables=(published_table(published, results.summary, results.tasks),),
+    )
+
+
+def _training_section(results: _Results, figure_dir: Path) -> Section:
+    metrics = _read_all(results.workdir / "ppo" / "metrics.jsonl")
+    rollouts = _read_all(results.workdir / "ppo" / "rollouts.jsonl")
+    drawn: list[Figure] = []
+    if metrics:
+        drawn.append(figures.training_curves(metrics, figure_dir))
+    if rollouts:
+        drawn.append(figures.outcome_mix(rollouts, figure_dir))
+    return Section(id="training", title="Training", figures=tuple(drawn))
+
+
+def _ablation_section(results: _Results, figure_dir: Path) -> Section:
+    ablations = read_ablations(results.workdir / "ablation")
+    drawn = [
+        figure
+        for ablation in ablations
+        for figure in (
+            ablation_figure(ablation, figure_dir),
+            curve_figure(ablation, figure_dir),
+        )
+        if figure is not None
+    ]
+    return Section(
+        id="ablations",
+        title="Ablations",
+        text="Every variant is a run of its own for each seed; intervals are over "
+        "seeds.",
+        figures=tuple(drawn),
+        tables=tuple(ablation_table(a) for a in ablations),
+    )
+
+
+def _cost_section(results: _Results, published: Published, figure_dir: Path) -> Section:
+    return Section(
+        id="costs",
+        title="Costs",
+        figures=(
+            paper_figures.cost_figure(
+                published, results.ledger, results.summary, figure_dir
+            ),
+        ),
+        tables=(costs.cost_table(results.ledger),),
+    )
+
+
+def _read_all(path: Path) -> list[dict[str, Any]]:
+    return [line for line, _ in read_lines(path)]
+
+
+def _task_cards(tasks: Mapping[str, Task]) -> dict[str, Any]:
+    return {
+        task.id: {
+            "description": task.description,
+            "metric": task.metric,
+            "direction": task.direction,
+            "modality": task.modality,
+            "baseline": task.baseline,
+            "best": task.best,
+        }
+        for task in tasks.values()
+    }
+
+
+def _render(
+    config: RunConfig,
+    summary: Mapping[str, Any],
+    sections: Sequence[Section],
+    index: str,
+) -> str:
+    # Records hold hostile text (replies, script output). The page gets them as data
+    # and sets them as text; what Jinja writes is escaped.
+    environment = Environment(
+        loader=PackageLoader(*_TEMPLATES),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    assert environment.loader is not None
+    assets = {
+        name: Markup(environment.loader.get_source(environment, name)[0])
+        for name in ("report.css", "report.js", "browser.js")
+    }
+    return environment.get_template("report.html.j2").render(
+        config=config,
+        summary=summary,
+        sections=sections,
+        assets=assets,
+        colors={
+            name: policy_color(name, list(summary["policies"]))
+            for name in summary["policies"]
+        },
+        index=Markup(index),
+        markup=Markup,
+    )

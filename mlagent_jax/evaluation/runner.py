@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mlagent_jax.config import RunConfig
+from mlagent_jax.data.jsonl import heal
 from mlagent_jax.data.state_pool import StatePool
 from mlagent_jax.env.reward import compute_reward
 from mlagent_jax.env.runner import StepJob, TrajectorySpec, run_steps, run_trajectories
@@ -18,7 +19,6 @@ from mlagent_jax.evaluation.records import (
     EvalRecord,
     FreshStepRecord,
     append_record,
-    heal,
     read_records,
     score_trajectory,
 )

@@ -99,6 +99,48 @@ def summarize(values: Sequence[float]) -> Summary:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SignTest:
+    """Two-sided sign test of paired differences; ties say nothing and are left out.
+
+    Attributes:
+      num_better: differences above zero.
+      num_worse: differences below zero.
+      num_equal: ties.
+      p_value: chance of a split at least this uneven if either sign is as likely.
+    """
+
+    num_better: int
+    num_worse: int
+    num_equal: int
+    p_value: float
+
+
+def sign_test(differences: Sequence[float]) -> SignTest:
+    """Returns the sign test of `differences`; p is 1.0 if all are ties."""
+    num_better = sum(d > 0 for d in differences)
+    num_worse = sum(d < 0 for d in differences)
+    num_signed = num_better + num_worse
+    p_value = 1.0
+    if num_signed:
+        p_value = float(stats.binomtest(num_better, num_signed).pvalue)
+    return SignTest(
+        num_better=num_better,
+        num_worse=num_worse,
+        num_equal=len(differences) - num_signed,
+        p_value=p_value,
+    )
+
+
+def bootstrap_mean(values: Sequence[float]) -> Estimate:
+    """Returns the mean of independent values with its percentile interval.
+
+    Raises:
+      ValueError: there are no values.
+    """
+    return stratified_mean({"": values})
+
+
 def paired_difference(
     ours: Sequence[FreshStepRecord], theirs: Sequence[FreshStepRecord]
 ) -> Estimate:

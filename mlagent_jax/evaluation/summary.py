@@ -9,11 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlagent_jax.config import RunConfig
 from mlagent_jax.errors import DataError
 from mlagent_jax.evaluation import scores
-from mlagent_jax.evaluation.records import EvalRecord, FreshStepRecord, read_records
-from mlagent_jax.types import Split, Task
+from mlagent_jax.evaluation.comparison import Comparison, compare, interesting_pairs
+from mlagent_jax.evaluation.costs import PhaseCost
+from mlagent_jax.evaluation.records import (
+    EvalRecord,
+    FreshStepRecord,
+    read_records,
+    records_path,
+)
+from mlagent_jax.types import Split, Task, to_json
 
 SPLITS: tuple[Split, ...] = ("held_in", "held_out")
 
@@ -28,8 +37,7 @@ def load_evaluations(
     """
     found = {}
     for name in names:
-        path = workdir / "eval" / f"{name.replace('/', '_')}.jsonl"
-        records = read_records(path, EvalRecord)
+        records = read_records(records_path(workdir, name), EvalRecord)
         if records:
             found[name] = records
     if not found:
@@ -43,7 +51,7 @@ def load_fresh_steps(
     """Returns policy -> its records on fresh states, for those that have any."""
     found = {}
     for name in names:
-        path = workdir / "eval" / f"{name.replace('/', '_')}.fresh.jsonl"
+        path = records_path(workdir, name).with_suffix(".fresh.jsonl")
         records = read_records(path, FreshStepRecord)
         if records:
             found[name] = records
@@ -56,6 +64,7 @@ def make_summary(
     tasks: Mapping[str, Task],
     evaluations: Mapping[str, Sequence[EvalRecord]],
     fresh: Mapping[str, Sequence[FreshStepRecord]],
+    ledger: Sequence[PhaseCost],
 ) -> dict[str, Any]:
     """Returns the content of summary.json.
 
@@ -65,6 +74,7 @@ def make_summary(
       tasks: task id -> task.
       evaluations: policy -> records.
       fresh: policy -> records on fresh states.
+      ledger: what every phase used.
     """
     stages_path = workdir / "stages.json"
     stages = json.loads(stages_path.read_text()) if stages_path.exists() else {}
@@ -76,6 +86,10 @@ def make_summary(
         "isolation": _isolation(evaluations),
         "reward_preset": config.ppo.reward.preset,
         "trajectories_per_task": config.eval.trajectories_per_task,
+        "budget": {
+            "max_steps": config.eval.max_steps,
+            "max_time_s": config.env.max_time_s,
+        },
         "policies": {
             name: {
                 split: _split_numbers(records, split)
@@ -92,6 +106,13 @@ def make_summary(
             for task_id in sorted(tasks)
         },
     }
+    summary["comparisons"] = [
+        _comparison_numbers(c)
+        for ours, theirs in interesting_pairs(list(evaluations))
+        for split in SPLITS
+        if (c := compare(evaluations, ours, theirs, split)) is not None
+    ]
+    summary["costs"] = [{**to_json(cost), "usd": cost.usd} for cost in ledger]
     if "sft" in fresh and "ppo" in fresh:
         difference = scores.paired_difference(fresh["ppo"], fresh["sft"])
         summary["ppo_minus_sft_step_reward"] = {
@@ -111,16 +132,45 @@ def _split_numbers(records: Sequence[EvalRecord], split: Split) -> dict[str, Any
     selected = scores.stratified_mean(
         {task: [r.selected_gain_percent for r in rs] for task, rs in groups.items()}
     )
+    task_gains = [
+        float(np.mean([r.relative_gain_percent for r in rs])) for rs in groups.values()
+    ]
+    signs = scores.sign_test(task_gains)
     num_steps = sum(len(r.trajectory.steps) for r in records)
     return {
         "mean_relative_gain_percent": last.mean,
         "ci95": list(last.ci95),
+        "median_relative_gain_percent": float(np.median(task_gains)),
+        "tasks_better_worse_equal": [
+            signs.num_better,
+            signs.num_worse,
+            signs.num_equal,
+        ],
+        "sign_test_p": signs.p_value,
         "mean_selected_gain_percent": selected.mean,
         "selected_ci95": list(selected.ci95),
         "valid_action_rate": scores.valid_action_rate(records),
         "mean_step_reward": scores.mean_step_reward(records),
         "num_trajectories": len(records),
         "mean_steps": num_steps / len(records),
+    }
+
+
+def _comparison_numbers(comparison: Comparison) -> dict[str, Any]:
+    tasks = comparison.tasks
+    return {
+        "ours": comparison.ours,
+        "theirs": comparison.theirs,
+        "split": comparison.split,
+        "mean_difference": comparison.difference.mean,
+        "ci95": list(comparison.difference.ci95),
+        "median_difference": comparison.median_difference,
+        "tasks_better_worse_equal": [
+            tasks.num_better,
+            tasks.num_worse,
+            tasks.num_equal,
+        ],
+        "sign_test_p": tasks.p_value,
     }
 
 

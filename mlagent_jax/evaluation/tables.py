@@ -23,6 +23,9 @@ class Table:
       rows: cells, each row as long as `columns`.
       best: (row, column) of cells to set in bold.
       note: what a reader must know to read it right; may be empty.
+      groups: (label, columns, kind) of a header above the columns, for pages; the
+        label is a prefix of its columns' names. Kind is "published", "measured" or
+        "". Empty for none.
     """
 
     name: str
@@ -31,6 +34,34 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     best: frozenset[tuple[int, int]] = frozenset()
     note: str = ""
+    groups: tuple[tuple[str, int, str], ...] = ()
+
+    def header_cells(self) -> list[str]:
+        """Returns the column names without the labels of the groups above them."""
+        labels = [label for label, count, _ in self.groups for _ in range(count)]
+        if not labels:
+            return list(self.columns)
+        return [
+            column.removeprefix(label).strip() if label else column
+            for label, column in zip(labels, self.columns, strict=True)
+        ]
+
+    def group_starts(self) -> set[int]:
+        """Returns the columns that a labelled group begins at."""
+        starts, position = set[int](), 0
+        for label, count, _ in self.groups:
+            if label:
+                starts.add(position)
+            position += count
+        return starts
+
+    def word_columns(self) -> set[int]:
+        """Returns the columns after the first that hold words rather than numbers."""
+        return {
+            j
+            for j in range(1, len(self.columns))
+            if self.rows and all(row[j][:1].isalpha() for row in self.rows)
+        }
 
 
 def overview_table(summary: Mapping[str, Any]) -> Table:
@@ -45,6 +76,7 @@ def overview_table(summary: Mapping[str, Any]) -> Table:
                     SPLIT_NAMES[split],
                     f"{numbers['mean_relative_gain_percent']:+.1f}",
                     f"[{low:+.1f}, {high:+.1f}]",
+                    f"{numbers['median_relative_gain_percent']:+.1f}",
                     f"{numbers['mean_selected_gain_percent']:+.1f}",
                     f"{100 * numbers['valid_action_rate']:.1f}",
                     f"{numbers['mean_step_reward']:.3f}",
@@ -59,6 +91,7 @@ def overview_table(summary: Mapping[str, Any]) -> Table:
             "tasks",
             "gain %",
             "95 % interval",
+            "median of tasks",
             "gain % (best on selection)",
             "valid actions %",
             "step reward",
@@ -74,8 +107,10 @@ def paper_table(
     """Returns a table in the form of the paper's Table 1: Avg and Best of k."""
     policies = list(summary["policies"])
     columns = ["task", "metric", "baseline"]
+    groups = [("", len(columns), "")]
     for name in policies:
         columns += [f"{name} avg", f"{name} best"]
+        groups.append((name, 2, "measured"))
     rows: list[tuple[str, ...]] = []
     best: set[tuple[int, int]] = set()
     for task_id, numbers in summary["tasks"].items():
@@ -83,14 +118,17 @@ def paper_table(
         if task.split != split or not numbers:
             continue
         arrow = "↑" if task.direction == "max" else "↓"
-        cells = [task_id, f"{task.metric} {arrow}", _number(task.baseline)]
+        cells = [task_id, f"{task.metric} {arrow}", format_number(task.baseline)]
         averages: dict[int, float] = {}
         for name in policies:
             if name not in numbers:
                 cells += ["–", "–"]
                 continue
             averages[len(cells)] = numbers[name]["avg"]
-            cells += [_number(numbers[name]["avg"]), _number(numbers[name]["best"])]
+            cells += [
+                format_number(numbers[name]["avg"]),
+                format_number(numbers[name]["best"]),
+            ]
         top = max(averages.values(), key=lambda v: task.sign * v)
         best |= {(len(rows), c) for c, v in averages.items() if v == top}
         rows.append(tuple(cells))
@@ -101,6 +139,7 @@ def paper_table(
         columns=tuple(columns),
         rows=tuple(rows),
         best=frozenset(best),
+        groups=tuple(groups),
     )
 
 
@@ -172,6 +211,6 @@ def write_table(table: Table, folder: Path) -> None:
     (folder / f"{table.name}.csv").write_text(to_csv(table))
 
 
-def _number(value: float) -> str:
-    """Four significant digits, never in exponent form for ordinary scores."""
+def format_number(value: float) -> str:
+    """Returns a score with four significant digits, without an exponent."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -5,13 +5,13 @@ import dataclasses
 import pandas as pd
 import pytest
 
+from mlagent_jax.data.jsonl import heal
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.errors import DataError
 from mlagent_jax.evaluation.records import (
     EvalRecord,
     append_record,
     current_steps,
-    heal,
     read_records,
     score_trajectory,
 )

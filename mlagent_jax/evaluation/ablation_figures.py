@@ -1,0 +1,118 @@
+"""Figures of ablations: a row of points a variant, and curves where there are any."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlagent_jax.evaluation.ablation import (
+    Ablation,
+    ablation_summaries,
+    ablation_table,
+)
+from mlagent_jax.evaluation.drawing import (
+    INK,
+    LINE,
+    SOFT,
+    SPLIT_COLORS,
+    Figure,
+    canvas,
+    clean,
+    finish,
+)
+from mlagent_jax.evaluation.tables import SPLIT_NAMES
+
+_MAX_PANELS = 3
+_COLOR = "#1f9d78"
+_CURVE_STYLES = ("-", "--", ":", "-.")
+
+
+def ablation_figure(ablation: Ablation, folder: Path) -> Figure:
+    """Draws the first metrics of a comparison, a panel each, every seed a dot."""
+    metrics = list(ablation.metrics)[:_MAX_PANELS]
+    summaries = ablation_summaries(ablation)
+    names = [variant.name for variant in ablation.variants]
+    height = 1.4 + 0.42 * len(names)
+    with canvas(max(len(metrics), 1), height=height) as (figure, axes):
+        for panel, (axis, metric) in enumerate(zip(axes, metrics, strict=False)):
+            for row, variant in enumerate(ablation.variants):
+                values = [r.values[metric] for r in variant.runs if metric in r.values]
+                summary = summaries[variant.name].get(metric)
+                if summary is None:
+                    continue
+                color = SOFT if row == 0 else _COLOR
+                axis.plot(summary.ci95, [row, row], color=color, lw=2.5, alpha=0.4)
+                axis.plot(
+                    values, [row] * len(values), "o", ms=3, color=color, alpha=0.6
+                )
+                axis.plot([summary.mean], [row], "D", ms=6, color=color)
+                if row == 0:
+                    axis.axvline(summary.mean, color=LINE, lw=1.2, zorder=0)
+            axis.set_yticks(
+                range(len(names)), names if panel == 0 else [""] * len(names)
+            )
+            axis.tick_params(axis="y", colors=INK)
+            axis.set_ylim(len(names) - 0.4, -0.6)
+            axis.set_title(ablation.metrics[metric])
+            clean(axis, grid="x")
+        return finish(
+            figure,
+            folder,
+            name=f"ablation_{ablation.name}",
+            title=ablation.title,
+            caption="Diamonds: mean over seeds with its 95 % interval (Student's t); "
+            "dots: single seeds; grey: what the others are compared with. "
+            + ablation.note,
+            table=ablation_table(ablation),
+        )
+
+
+def curve_figure(ablation: Ablation, folder: Path) -> Figure | None:
+    """Draws gain against time and executions; None if the runs have no curves."""
+    if not any(run.curve for v in ablation.variants for run in v.runs):
+        return None
+    with canvas(2, height=3.6) as (figure, axes):
+        for axis, key, label in (
+            (axes[0], "train_seconds", "training time [s]"),
+            (axes[1], "num_executions", "script executions"),
+        ):
+            for i, variant in enumerate(ablation.variants):
+                style = _CURVE_STYLES[i % len(_CURVE_STYLES)]
+                for split, color in SPLIT_COLORS.items():
+                    _mean_curve(axis, variant, key, split, style=style, color=color)
+            axis.axhline(0.0, color=LINE, lw=1)
+            axis.set_xlabel(label)
+            clean(axis)
+        axes[0].set_ylabel("mean relative gain [%]")
+        axes[0].legend()
+        return finish(
+            figure,
+            folder,
+            name=f"ablation_{ablation.name}_curves",
+            title=f"{ablation.title}: during training",
+            caption="Mean over seeds at each evaluation, in the form of Figure 4.",
+            table=ablation_table(ablation),
+        )
+
+
+def _mean_curve(
+    axis: Any, variant: Any, key: str, split: str, *, style: str, color: str
+) -> None:
+    """Draws the mean over the seeds of a variant, point by point."""
+    curves = [
+        [
+            (getattr(p, key), p.gain_percent[split])
+            for p in run.curve
+            if split in p.gain_percent
+        ]
+        for run in variant.runs
+    ]
+    curves = [c for c in curves if c]
+    if not curves:
+        return
+    length = min(map(len, curves))
+    points = np.asarray([c[:length] for c in curves], dtype=np.float64).mean(axis=0)
+    axis.plot(
+        points[:, 0], points[:, 1], style, marker="o", ms=3.5, lw=2, color=color,
+        label=f"{variant.name}, {SPLIT_NAMES[split]}",
+    )  # fmt: skip

@@ -1,0 +1,175 @@
+"""Policies against each other: per-task gains, sign tests, differences.
+
+Two policies ran the same tasks with the same seeds, steps and time, so their
+trajectories pair up by task and number. Over the tasks of a split a sign test
+counts tasks, not trajectories: how often would chance favour one policy this much?
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mlagent_jax.evaluation.records import EvalRecord
+from mlagent_jax.evaluation.scores import (
+    NUM_RESAMPLES,
+    Estimate,
+    SignTest,
+    bootstrap_mean,
+    by_task,
+    sign_test,
+)
+from mlagent_jax.evaluation.tables import SPLIT_NAMES, Table
+from mlagent_jax.types import Split
+
+Evaluations = Mapping[str, Sequence[EvalRecord]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One policy against another on the tasks of a split that both ran.
+
+    Attributes:
+      ours: name of the policy.
+      theirs: name of the one it is compared with.
+      split: of the tasks.
+      difference: of mean relative gains in percentage points, tasks kept fixed.
+      median_difference: over tasks.
+      tasks: sign test over tasks.
+    """
+
+    ours: str
+    theirs: str
+    split: Split
+    difference: Estimate
+    median_difference: float
+    tasks: SignTest
+
+
+def compare(
+    evaluations: Evaluations, ours: str, theirs: str, split: Split
+) -> Comparison | None:
+    """Returns how `ours` does against `theirs`, None if they share no task."""
+    a = _gains_of_split(evaluations[ours], split)
+    b = _gains_of_split(evaluations[theirs], split)
+    shared = sorted(set(a) & set(b))
+    if not shared:
+        return None
+    rng = np.random.default_rng(0)
+    total = np.zeros(NUM_RESAMPLES)
+    means: list[float] = []
+    for task_id in shared:
+        mine, other = a[task_id], b[task_id]
+        means.append(float(mine.mean() - other.mean()))
+        total += _resampled_means(mine, rng) - _resampled_means(other, rng)
+    low, high = np.percentile(total / len(shared), [2.5, 97.5])
+    return Comparison(
+        ours=ours,
+        theirs=theirs,
+        split=split,
+        difference=Estimate(
+            mean=float(np.mean(means)),
+            ci95=(float(low), float(high)),
+            num=len(shared),
+        ),
+        median_difference=float(np.median(means)),
+        tasks=sign_test(means),
+    )
+
+
+def interesting_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the pairs that answer a question, of the policies there are."""
+    pairs = [("ppo", "sft"), ("ppo", "expert"), ("sft", "expert")]
+    # A search over a policy against the policy itself, at the same budget.
+    pairs += [(n, n.removeprefix("tree:")) for n in names if n.startswith("tree:")]
+    pairs += [("ppo", n) for n in names if n.startswith(("api:", "hf:"))]
+    return [(a, b) for a, b in pairs if a in names and b in names]
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """Returns one row a pair and split."""
+    rows = tuple(
+        (
+            f"{c.ours} − {c.theirs}",
+            SPLIT_NAMES[c.split],
+            f"{c.difference.mean:+.1f}",
+            f"[{c.difference.ci95[0]:+.1f}, {c.difference.ci95[1]:+.1f}]",
+            f"{c.median_difference:+.1f}",
+            f"{c.tasks.num_better} / {c.tasks.num_worse} / {c.tasks.num_equal}",
+            f"{c.tasks.p_value:.3f}",
+        )
+        for c in comparisons
+    )
+    return Table(
+        name="comparisons",
+        title="Policies against each other, in points of relative gain",
+        columns=(
+            "pair",
+            "tasks",
+            "mean",
+            "95 % interval",
+            "median of tasks",
+            "better / worse / equal",
+            "sign test p",
+        ),
+        rows=rows,
+        note="The interval resamples trajectories and keeps the tasks fixed; the sign "
+        "test counts tasks.",
+    )
+
+
+def gain_table(evaluations: Evaluations) -> Table:
+    """Returns relative gain over the starter for every task and policy."""
+    rows: list[tuple[str, ...]] = []
+    for name, records in evaluations.items():
+        if name == "starter":
+            continue
+        for task_id, group in by_task(records).items():
+            gains = [r.relative_gain_percent for r in group]
+            estimate, signs = bootstrap_mean(gains), sign_test(gains)
+            low, high = estimate.ci95
+            rows.append(
+                (
+                    task_id,
+                    SPLIT_NAMES[group[0].split],
+                    name,
+                    f"{estimate.mean:+.1f}",
+                    f"{np.median(gains):+.1f}",
+                    f"[{low:+.1f}, {high:+.1f}]",
+                    f"{max(gains):+.1f}",
+                    f"{signs.num_better} / {signs.num_worse} / {signs.num_equal}",
+                    f"{signs.p_value:.3f}",
+                )
+            )
+    rows.sort(key=lambda row: (row[1], row[0]))
+    return Table(
+        name="gains",
+        title="Relative gain over the starter, task by task, in percent",
+        columns=(
+            "task",
+            "set",
+            "policy",
+            "mean",
+            "median",
+            "95 % interval",
+            "best",
+            "better / worse / equal",
+            "sign test p",
+        ),
+        rows=tuple(rows),
+        note="Better, worse, equal: trajectories against the starter's own score.",
+    )
+
+
+def _gains_of_split(
+    records: Sequence[EvalRecord], split: Split
+) -> dict[str, np.ndarray]:
+    return {
+        task_id: np.asarray([r.relative_gain_percent for r in group])
+        for task_id, group in by_task([r for r in records if r.split == split]).items()
+    }
+
+
+def _resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    picks = rng.integers(len(values), size=(NUM_RESAMPLES, len(values)))
+    return values[picks].mean(axis=1)
