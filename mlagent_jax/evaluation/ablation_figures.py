@@ -7,6 +7,7 @@ import numpy as np
 
 from mlagent_jax.evaluation.ablation import (
     Ablation,
+    Variant,
     ablation_summaries,
     ablation_table,
 )
@@ -21,6 +22,7 @@ from mlagent_jax.evaluation.drawing import (
     finish,
 )
 from mlagent_jax.evaluation.tables import SPLIT_NAMES
+from mlagent_jax.types import Split
 
 _MAX_PANELS = 3
 _COLOR = "#1f9d78"
@@ -96,7 +98,7 @@ def curve_figure(ablation: Ablation, folder: Path) -> Figure | None:
 
 
 def _mean_curve(
-    axis: Any, variant: Any, key: str, split: str, *, style: str, color: str
+    axis: Any, variant: Variant, key: str, split: Split, *, style: str, color: str
 ) -> None:
     """Draws the mean over the seeds of a variant, point by point."""
     curves = [
