@@ -23,6 +23,7 @@ INSTALL = [
     "tqdm>=4.66",
     "tensorboardX>=2.6.2",
     "matplotlib>=3.8",
+    "Pillow>=10",
     "Jinja2>=3.1",
     "httpx>=0.27",
 ]

@@ -47,7 +47,15 @@ _LOCK_TRIES = 10  # seconds, for a killed predecessor to be gone
 
 # A run directory belongs to one value of these: later stages read what earlier
 # ones wrote under them. Other fields may change between stages of one run.
-_IDENTITY_FIELDS = ("seed", "task_root", "held_in", "init", "model", "tokenizer")
+_IDENTITY_FIELDS = (
+    "seed",
+    "task_root",
+    "real_data",
+    "held_in",
+    "init",
+    "model",
+    "tokenizer",
+)
 _VERSIONED_PACKAGES = (
     "jax",
     "flax",

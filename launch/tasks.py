@@ -30,7 +30,7 @@ from mlagent_jax.env.task_check import (
     run_script,
     standard_error,
 )
-from mlagent_jax.env.task_folder import nearest_name
+from mlagent_jax.env.task_rules import nearest_name
 from mlagent_jax.errors import ConfigError, MlAgentError
 from mlagent_jax.explore.ideas import MOVES_FILE, read_moves
 from mlagent_jax.policy.moves import Move

@@ -18,6 +18,9 @@ Direction = Literal["max", "min"]
 Split = Literal["held_in", "held_out"]
 T = TypeVar("T")
 Part = Literal["selection", "test"]
+# Where a task's data comes from: the offline pack, made up in the layout of an archive
+# that everyone knows, or that archive itself.
+Source = Literal["pack", "lookalike", "real"]
 
 
 class ActionKind(enum.StrEnum):
@@ -85,6 +88,31 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HumanScores:
+    """What people reached on a task's real data.
+
+    Attributes:
+      gold: score that a gold medal took.
+      silver: score that a silver medal took.
+      bronze: score that a bronze medal took.
+      median: of all teams.
+      num_teams: on that leaderboard.
+      medals: whether medals mean anything on our split of the data.
+      medals_note: why they do not, empty if they do.
+      provenance: where the numbers come from.
+    """
+
+    gold: float
+    silver: float
+    bronze: float
+    median: float
+    num_teams: int
+    medals: bool
+    medals_note: str
+    provenance: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """One machine-learning problem as the agent meets it.
 
@@ -101,6 +129,11 @@ class Task:
       classes: allowed labels of a metric on classes, as they stand in a CSV file;
         empty for metrics on numbers.
       target_range: lowest and highest number that a submission may hold, or None.
+      optional_columns: further columns that a submission may hold; they are ignored.
+      sample_file: public file that shows the format of a submission.
+      source: where the data comes from.
+      is_deterministic: whether a script that seeds itself gives one result.
+      human: thresholds of people; None unless the data is real and has a leaderboard.
       starter: relative path -> text of every file in a fresh workspace.
       entry_script: file of `starter` that a successful edit executes.
       baseline: measured mean selection-and-test score of the starter (m_init).
@@ -132,6 +165,11 @@ class Task:
     file_hashes: dict[str, str]
     classes: tuple[str, ...] = ()
     target_range: tuple[float, float] | None = None
+    optional_columns: tuple[str, ...] = ()
+    sample_file: str = "sample_submission.csv"
+    source: Source = "pack"
+    is_deterministic: bool = True
+    human: HumanScores | None = None
 
     @property
     def sign(self) -> float:

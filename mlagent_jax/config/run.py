@@ -19,6 +19,8 @@ class RunConfig:
       name: of the run; default working directory is runs/<name>.
       seed: everything random is derived from it.
       task_root: folder that holds task folders.
+      real_data: folder of imported real data (`python -m launch.tasks import`), which
+        tasks that have real data then use; None uses their lookalikes.
       held_in: ids of the training tasks.
       held_out: ids of the tasks that are only evaluated.
       init: Hugging Face folder to start from; None starts from random weights.
@@ -29,6 +31,7 @@ class RunConfig:
     name: str
     seed: int = 0
     task_root: str = "tasks"
+    real_data: str | None = None
     held_in: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     init: str | None = None

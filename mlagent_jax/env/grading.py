@@ -21,11 +21,13 @@ import numpy as np
 import pandas as pd
 
 from mlagent_jax.env.metrics import METRICS, Array, Kind, Metric
+from mlagent_jax.env.task_data import PART_COLUMN
 from mlagent_jax.errors import SubmissionError, TaskError
 from mlagent_jax.types import Part, Task
 
 __all__ = [
     "METRICS",
+    "PART_COLUMN",
     "Metric",
     "grade",
     "read_labels",
@@ -33,12 +35,15 @@ __all__ = [
     "score_rows",
 ]
 
-PART_COLUMN = "part"
 MAX_SUBMISSION_BYTES = 16 << 20
 RANKING_LENGTH = 5
 # Larger predictions only serve to overflow a squared error.
 _MAX_NUMBER = 1e12
 _NUM_EXAMPLES = 3
+_BOOLEANS = {
+    "False": ("false", "FALSE", "0", "0.0"),
+    "True": ("true", "TRUE", "1", "1.0"),
+}
 _MISSING = frozenset({"nan", "na", "n/a", "none", "null", "<na>"})
 
 
@@ -124,7 +129,7 @@ def read_submission(data: bytes, task: Task) -> pd.DataFrame:
     """
     header, rows = _read_table(data)
     expected = [task.id_column, *task.target_columns]
-    _check_columns(header, expected)
+    _check_columns(header, expected, task.optional_columns)
     order = _row_order([row[header.index(task.id_column)] for row in rows], task)
     columns: dict[str, Any] = {task.id_column: read_labels(task)[task.id_column]}
     kind = METRICS[task.metric].kind
@@ -180,11 +185,14 @@ def _read_table(data: bytes) -> tuple[list[str], list[list[str]]]:
     return header, rows[1:]
 
 
-def _check_columns(header: Sequence[str], expected: Sequence[str]) -> None:
-    if sorted(header) == sorted(expected):
+def _check_columns(
+    header: Sequence[str], expected: Sequence[str], optional: Sequence[str]
+) -> None:
+    given = [name for name in header if name not in optional]
+    if sorted(given) == sorted(expected):
         return
-    missing = [name for name in expected if name not in header]
-    extra = [name for name in header if name not in expected]
+    missing = [name for name in expected if name not in given]
+    extra = [name for name in given if name not in expected]
     problems = [
         f"missing {_examples(missing)}" if missing else "",
         f"unexpected {_examples(extra)}" if extra else "",
@@ -237,13 +245,17 @@ def _row_order(ids: Sequence[str], task: Task) -> list[int]:
 def _parse_classes(
     values: Sequence[str], name: str, classes: Sequence[str]
 ) -> list[str]:
-    """Returns the values as declared classes; 3.0 counts as the class 3.
+    """Returns the values as declared classes.
+
+    3.0 counts as the class 3; where the classes are True and False, so do 1 and 0.
 
     Raises:
       SubmissionError: a value is no class.
     """
     aliases = {c: c for c in classes}
     aliases |= {f"{c}.0": c for c in classes if c.lstrip("-").isdigit()}
+    if set(classes) == set(_BOOLEANS):
+        aliases |= {alias: c for c, names in _BOOLEANS.items() for alias in names}
     unknown = sorted({v for v in values if v not in aliases})
     if unknown:
         raise SubmissionError(

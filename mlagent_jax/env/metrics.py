@@ -52,6 +52,11 @@ def _accuracy(truth: Array, predicted: Array) -> float:
     return float(metrics.accuracy_score(truth[:, 0], predicted[:, 0]))
 
 
+def _argmax_accuracy(truth: Array, predicted: Array) -> float:
+    """Returns the share of rows whose largest column is the true one, ties first."""
+    return float(np.mean(truth.argmax(axis=1) == predicted.argmax(axis=1)))
+
+
 def _f1_macro(truth: Array, predicted: Array) -> float:
     score = metrics.f1_score(
         truth[:, 0],
@@ -145,6 +150,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         metric.name: metric
         for metric in (
             _metric("accuracy", "max", "class", _accuracy),
+            _metric("argmax_accuracy", "max", "number", _argmax_accuracy),
             _metric("f1_macro", "max", "class", _f1_macro),
             _metric("qwk", "max", "class", _qwk),
             _metric("roc_auc", "max", "probability", _mean_column_roc_auc),
@@ -164,3 +170,4 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 SINGLE_COLUMN_METRICS = frozenset(
     {"accuracy", "f1_macro", "qwk", "roc_auc", "pearson", "map_at_5"}
 )
+MULTI_COLUMN_METRICS = frozenset({"argmax_accuracy"})

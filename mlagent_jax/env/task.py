@@ -1,42 +1,35 @@
 """Tasks: preparing the data of a folder once, and loading the result.
 
-`prepare_task` turns a task folder and its pure function of a seed into files, and
-`load_task` turns both into the `Task` that everything else uses. Here, and not in the
-tasks' own code, labels are cut off the hidden rows, rows are shuffled and ids are
-numbered anew, so that no task can leak labels by order or by name.
+`prepare_task` writes the files that `env.task_files` makes of a task folder, and
+`load_task` turns both into the `Task` that everything else uses. Real data is prepared
+once, by an import, and then shared by all runs; its baseline is measured there.
 """
 
-# pandas describes its types only in part; strict mode would report nothing but that.
 # pyright: standard
 
 import dataclasses
-import hashlib
-import importlib.util
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import get_args
-
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
+from typing import Any, get_args
 
 from mlagent_jax.config import RunConfig
 from mlagent_jax.env import grading
-from mlagent_jax.env.task_folder import (
-    ENTRY_SCRIPT,
-    TaskSpec,
-    nearest_name,
-    read_spec,
-)
+from mlagent_jax.env.archive import hash_file
+from mlagent_jax.env.baseline import read_baseline
+from mlagent_jax.env.task_data import PreparedData, split_rows
+from mlagent_jax.env.task_files import TaskFiles, task_files
+from mlagent_jax.env.task_folder import ENTRY_SCRIPT, TaskSpec, read_spec
+from mlagent_jax.env.task_rules import nearest_name
 from mlagent_jax.errors import ConfigError, SubmissionError, TaskError
 from mlagent_jax.types import Part, Split, Task
 
 __all__ = [
     "ENTRY_SCRIPT",
     "PreparedData",
+    "imported_dir",
     "load_task",
     "load_tasks",
     "prepare_task",
@@ -46,42 +39,11 @@ __all__ = [
     "task_folders",
 ]
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedData:
-    """What a task's `prepare` returns.
-
-    Attributes:
-      train: rows that the agent sees, labels included.
-      test: hidden rows: feature columns of `train` and the target columns. Targets
-        are cut off before the agent sees them. Half of the rows, at random, become
-        the selection part, the rest the test part.
-      links: further public tables that refer to rows, file name -> table (a graph's
-        edges). All columns hold row positions: 0 is the first row of `train`, and
-        the rows of `test` count on after the last. They are written with ids instead.
-    """
-
-    train: pd.DataFrame
-    test: pd.DataFrame
-    links: Mapping[str, pd.DataFrame] = dataclasses.field(
-        default_factory=dict[str, pd.DataFrame]
-    )
+# Prepared files larger than this together are checked by size and time of change.
+_MAX_HASHED_BYTES = 64 << 20
 
 
-Prepare = Callable[[np.random.Generator], PreparedData]
-
-
-def split_rows(
-    table: pd.DataFrame,
-    num_train: int,
-    links: Mapping[str, pd.DataFrame] | None = None,
-) -> PreparedData:
-    """Returns the first `num_train` rows for the agent, the rest hidden."""
-    hidden = table.tail(len(table) - num_train)
-    return PreparedData(train=table.head(num_train), test=hidden, links=links or {})
-
-
-def prepare_task(folder: Path, prepared: Path) -> Task:
+def prepare_task(folder: Path, prepared: Path, archive: Path | None = None) -> Task:
     """Writes the data of a task, or checks what is there, and returns the task.
 
     The files appear all at once, by a rename, so a reader never sees a part of them.
@@ -89,10 +51,13 @@ def prepare_task(folder: Path, prepared: Path) -> Task:
     Args:
       folder: task folder, e.g. tasks/digits.
       prepared: where `public/`, `private/` and task.json belong.
+      archive: the real data (see `env.archive.unpack`); None for data that the folder
+        makes itself.
 
     Raises:
-      TaskError: the folder breaks the contract, or `prepared` holds data that was
-        changed since, or made from another version of the folder.
+      TaskError: the folder breaks the contract, the archive is not the one that it
+        expects, or `prepared` holds data that was changed since, or made from another
+        version of the folder.
     """
     if not (prepared / "task.json").is_file():
         if prepared.exists():
@@ -100,36 +65,40 @@ def prepare_task(folder: Path, prepared: Path) -> Task:
         partial = prepared.with_name(f".{prepared.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         spec = read_spec(folder)
-        _write_files(spec, _data_files(spec, _load_prepare(folder)), partial)
-        _check_labels(load_task(folder, partial))
+        with task_files(folder, spec, archive) as files:
+            files.write(partial)
+            _write_record(spec, files, partial)
+        _check_labels(load_task(folder, partial, needs_baseline=False))
         os.replace(partial, prepared)
-    return load_task(folder, prepared)
+    return load_task(folder, prepared, needs_baseline=False)
 
 
 def rebuild_hashes(folder: Path) -> dict[str, str]:
-    """Returns the hashes that the prepared files have when they are made anew.
+    """Returns the hashes that files of data that a folder makes itself have anew.
 
     Raises:
       TaskError: the folder breaks the contract.
     """
-    files = _data_files(read_spec(folder), _load_prepare(folder))
-    return {name: _sha256(data) for name, data in sorted(files.items())}
+    with task_files(folder, read_spec(folder)) as files:
+        return files.hashes()
 
 
-def load_task(folder: Path, prepared: Path) -> Task:
+def load_task(folder: Path, prepared: Path, *, needs_baseline: bool = True) -> Task:
     """Returns the task of a folder whose data was prepared before.
 
     Args:
       folder: task folder, e.g. tasks/digits.
       prepared: where `prepare_task` wrote.
+      needs_baseline: refuse real data whose baseline was not measured; without it the
+        baseline is NaN.
 
     Raises:
       TaskError: the folder breaks the contract, or the prepared data is missing,
         changed, or made from another version of the folder; lists all problems.
     """
     spec = read_spec(folder)
-    hashes = _verify_prepared(spec, prepared)
-    return Task(
+    record = _read_record(spec, prepared)
+    task = Task(
         id=spec.id,
         version=spec.version,
         split=spec.split,
@@ -139,8 +108,12 @@ def load_task(folder: Path, prepared: Path) -> Task:
         direction=spec.metric.direction,
         id_column=spec.id_column,
         target_columns=spec.target_columns,
-        classes=spec.classes,
+        classes=tuple(record.get("classes", spec.classes)),
         target_range=spec.target_range,
+        optional_columns=spec.optional_columns,
+        sample_file=spec.sample_file,
+        source=record.get("source", "pack"),
+        is_deterministic=spec.is_deterministic,
         starter=spec.starter,
         entry_script=ENTRY_SCRIPT,
         baseline=spec.baseline,
@@ -149,7 +122,23 @@ def load_task(folder: Path, prepared: Path) -> Task:
         limits=spec.limits,
         public_dir=(prepared / "public").resolve(),
         private_dir=(prepared / "private").resolve(),
-        file_hashes=hashes,
+        file_hashes=dict(record["files"]),
+    )
+    if task.source != "real" or spec.real is None:
+        return task
+    measured = read_baseline(prepared, spec.starter)
+    if measured is None and needs_baseline:
+        raise TaskError(
+            f"{prepared}: the baseline of {spec.id} is not measured with this starter: "
+            f"python -m launch.tasks measure {spec.id} --real_data={prepared.parent}"
+        )
+    return dataclasses.replace(
+        task,
+        baseline=math.nan if measured is None else measured.baseline,
+        baseline_std=math.nan if measured is None else measured.seed_std,
+        best=spec.real.best,
+        limits=spec.real.limits,
+        human=spec.real.human,
     )
 
 
@@ -165,7 +154,7 @@ def load_tasks(config: RunConfig, workdir: Path) -> dict[str, Task]:
     problems: list[str] = []
     for split, task_id, folder in task_folders(config):
         try:
-            task = load_task(folder, prepared_dir(workdir, task_id))
+            task = load_task(folder, prepared_dir(config, workdir, folder))
         except TaskError as error:
             problems.append(str(error))
             continue
@@ -197,120 +186,47 @@ def task_folders(config: RunConfig) -> list[tuple[Split, str, Path]]:
     return [(split, task_id, root / task_id) for split, task_id in named]
 
 
-def prepared_dir(workdir: Path, task_id: str) -> Path:
-    """Returns where the prepared data of a task belongs in a run directory."""
-    return workdir / "tasks" / task_id
+def prepared_dir(config: RunConfig, workdir: Path, folder: Path) -> Path:
+    """Returns where the prepared data of one of a run's tasks belongs."""
+    return imported_dir(config, folder) or workdir / "tasks" / folder.name
 
 
-def _load_prepare(folder: Path) -> Prepare:
-    path = folder / "prepare.py"
-    spec = importlib.util.spec_from_file_location(f"prepare_{folder.name}", path)
-    if spec is None or spec.loader is None:
-        raise TaskError(f"{path}: cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "prepare", None)):
-        raise TaskError(f"{path}: defines no function prepare(rng)")
-    return module.prepare
+def imported_dir(config: RunConfig, folder: Path) -> Path | None:
+    """Returns where the imported real data of a task belongs.
 
-
-def _data_files(spec: TaskSpec, prepare: Prepare) -> dict[str, bytes]:
-    """Returns relative path -> content of every prepared file."""
-    rng = np.random.default_rng(spec.seed)
-    data = prepare(rng)
-    _check_tables(spec, data)
-    num_train, num_test = len(data.train), len(data.test)
-    ids = rng.permutation(num_train + num_test)
-    parts = np.array(get_args(Part))[np.arange(num_test) % 2]
-    train = _with_ids(data.train, ids[:num_train], spec.id_column)
-    hidden = data.test.assign(**{grading.PART_COLUMN: rng.permutation(parts)})
-    hidden = _with_ids(hidden, ids[num_train:], spec.id_column)
-    labels = [spec.id_column, *spec.target_columns, grading.PART_COLUMN]
-    files = {
-        "public/train.csv": train,
-        "public/test.csv": hidden.drop(columns=labels[1:]),
-        "public/sample_submission.csv": _sample_submission(spec, hidden),
-        "private/labels.csv": hidden.filter(labels),
-    }
-    for name, table in data.links.items():
-        links = pd.DataFrame({c: ids[table[c].to_numpy()] for c in table.columns})
-        files[f"public/{name}"] = links.sort_values(list(links.columns))
-    return {
-        name: table.to_csv(index=False, lineterminator="\n").encode()
-        for name, table in files.items()
-    }
-
-
-def _check_tables(spec: TaskSpec, data: PreparedData) -> None:
-    """Checks that the tables fit the declaration and each other.
-
-    Raises:
-      TaskError: they do not.
+    None if the config wants no real data, or the task has none.
     """
-    targets = set(spec.target_columns)
-    lacking = sorted(targets - set(data.test.columns))
-    unknown = sorted(set(data.test.columns) - targets - set(data.train.columns))
-    columns = {*data.train.columns, *data.test.columns}
-    reserved = sorted({spec.id_column, grading.PART_COLUMN} & columns)
-    num_gaps = data.test.isna().sum().to_dict()
-    gaps = [c for c in targets if num_gaps.get(c, 0)]
-    problems = [
-        f"test has no value in places of {sorted(gaps)}" if gaps else "",
-        f"test lacks the target columns {lacking}" if lacking else "",
-        f"train lacks the feature columns {unknown}" if unknown else "",
-        f"column names {reserved} are reserved" if reserved else "",
-        "" if len(data.train) and len(data.test) >= 2 else "too few rows",
-    ]
-    found = [p for p in problems if p]
-    if found:
-        raise TaskError(f"{spec.id}/prepare.py: {'; '.join(found)}")
+    if config.real_data is None or read_spec(folder).real is None:
+        return None
+    return Path(config.real_data) / folder.name
 
 
-def _with_ids(
-    table: pd.DataFrame, ids: npt.NDArray[np.int64], id_column: str
-) -> pd.DataFrame:
-    """Returns `table` with a leading id column, sorted by it."""
-    numbered = table.reset_index(drop=True)
-    numbered.insert(0, id_column, ids)
-    return numbered.sort_values(id_column, ignore_index=True)
-
-
-def _sample_submission(spec: TaskSpec, hidden: pd.DataFrame) -> pd.DataFrame:
-    """Returns a valid submission that holds no information."""
-    low, high = spec.target_range or (0.0, 1.0)
-    value: float | str
-    match spec.metric.kind:
-        case "class":
-            value = spec.classes[0]
-        case "ranking":
-            value = " ".join(spec.classes[: grading.RANKING_LENGTH])
-        case "probability":
-            value = 1.0 / max(2, len(spec.target_columns))
-        case "number":
-            value = (low + high) / 2
-        case "non_negative":
-            value = low
-    columns = dict.fromkeys(spec.target_columns, value)
-    return hidden.filter([spec.id_column]).assign(**columns)
-
-
-def _write_files(spec: TaskSpec, files: Mapping[str, bytes], target: Path) -> None:
-    """Writes files and task.json under a new folder."""
-    for name, data in files.items():
-        path = target / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+def _write_record(spec: TaskSpec, files: TaskFiles, target: Path) -> None:
     record = {
         "id": spec.id,
         "version": spec.version,
-        "data_hash": spec.data_hash,
-        "files": {name: _sha256(data) for name, data in sorted(files.items())},
+        "data_hash": _data_hash(spec, files.source),
+        "source": files.source,
+        "classes": files.classes,
+        "num_train": files.num_train,
+        "num_test": files.num_test,
+        "files": files.hashes(),
+        "stats": {name: _stat(target / name) for name in sorted(files.files)},
     }
     (target / "task.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _verify_prepared(spec: TaskSpec, prepared: Path) -> dict[str, str]:
-    """Returns name -> hash of the prepared files.
+def _data_hash(spec: TaskSpec, source: str) -> str:
+    return f"{spec.data_hash}:real" if source == "real" else spec.data_hash
+
+
+def _stat(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_record(spec: TaskSpec, prepared: Path) -> dict[str, Any]:
+    """Returns task.json after comparing the prepared files with it.
 
     Raises:
       TaskError: they are not the ones that were prepared from `spec`.
@@ -319,27 +235,32 @@ def _verify_prepared(spec: TaskSpec, prepared: Path) -> dict[str, str]:
     try:
         record = json.loads((prepared / "task.json").read_text())
         data_hash, files = record["data_hash"], dict[str, str](record["files"])
+        stats = dict[str, list[int]](record.get("stats", {}))
     except FileNotFoundError:
         raise TaskError(
-            f"{prepared}: no prepared data; run launch.prepare first"
+            f"{prepared}: no prepared data; run launch.prepare first, or for real data "
+            f"`python -m launch.tasks import {spec.id} <archive>`"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise TaskError(f"{prepared}/task.json is damaged; {again}") from error
-    if data_hash != spec.data_hash:
+    if data_hash != _data_hash(spec, record.get("source", "pack")):
         raise TaskError(
             f"{prepared}: made from another version of task {spec.id}; use a new run "
             f"directory, or {again}"
         )
+    is_large = sum(size for size, _ in stats.values()) > _MAX_HASHED_BYTES
     problems: list[str] = []
     for name, expected in files.items():
         path = prepared / name
         if not path.is_file():
             problems.append(f"{path}: missing; {again}")
-        elif _sha256(path.read_bytes()) != expected:
+        elif is_large and _stat(path) == stats.get(name):
+            continue
+        elif hash_file(path) != expected:
             problems.append(f"{path}: changed since it was prepared; {again}")
     if problems:
         raise TaskError("\n".join(problems))
-    return files
+    return record
 
 
 def _check_labels(task: Task) -> None:
@@ -358,7 +279,3 @@ def _check_labels(task: Task) -> None:
             raise TaskError(f"{task.id}: its labels are invalid: {error}") from error
         if abs(score - perfect) > 1e-9:
             raise TaskError(f"{task.id}: its labels score {score} on part {part}")
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

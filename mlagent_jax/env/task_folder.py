@@ -1,56 +1,27 @@
 """What a task folder declares: reading task.toml and checking it.
 
-Not for the task's data, which `env.task` prepares. All that is wrong with a folder is
-reported at once, with the nearest valid name for one that is unknown.
+Not for the task's data, which `env.task` prepares, and not for the rules of task.toml,
+which are in `env.task_rules`. All that is wrong with a folder is reported at once.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import tomllib
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final
 
-from mlagent_jax.env.metrics import METRICS, SINGLE_COLUMN_METRICS, Metric
+from mlagent_jax.env.metrics import METRICS, Metric
+from mlagent_jax.env.task_rules import toml_problems
 from mlagent_jax.errors import TaskError
-from mlagent_jax.types import Limits, Split
+from mlagent_jax.types import HumanScores, Limits, Split
 
 ENTRY_SCRIPT: Final = "train.py"
-MODALITIES: Final = ("image", "tabular", "text", "graph")
+SAMPLE_FILE: Final = "sample_submission.csv"
 MAX_SUMMARY_WORDS: Final = 20
 
 _FILES = ("task.toml", "description.md", ENTRY_SCRIPT, "prepare.py")
-_REQUIRED_KEYS: Mapping[str, type] = {
-    "id": str,
-    "version": int,
-    "split": str,
-    "modality": str,
-    "title": str,
-    "metric": str,
-    "id_column": str,
-    "target_columns": list,
-    "seed": int,
-    "scores": dict,
-    "source": dict,
-}
-_OPTIONAL_KEYS: Mapping[str, type] = {
-    "classes": list,
-    "target_range": list,
-    "limits": dict,
-}
-_SCORE_KEYS: Mapping[str, type] = {
-    "baseline": float,
-    "seed_mean": float,
-    "seed_std": float,
-    "best": float,
-    "best_from": str,
-    "stderr": float,
-}
-_SOURCE_KEYS: Mapping[str, type] = {"data": str, "license": str}
-_LIMIT_KEYS: Mapping[str, type] = typing.get_type_hints(Limits)
 # What the prepared files depend on, besides prepare.py.
 _DATA_KEYS = (
     "id",
@@ -62,6 +33,39 @@ _DATA_KEYS = (
     "classes",
     "target_range",
 )
+# Likewise, where they are given.
+_OPTIONAL_DATA_KEYS = ("optional_columns", "sample_submission")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RealSpec:
+    """What task.toml says of the real data, table [real].
+
+    Attributes:
+      kaggle: slug of the competition, None if the data is not Kaggle's.
+      url: where the data comes from otherwise.
+      license: under which terms.
+      split: how visible and hidden rows are divided, for people.
+      notes: where we differ from the original, for people.
+      num_train: published number of visible examples, None if not known.
+      num_test: published number of hidden rows, likewise.
+      best: the score that rewards count as best.
+      best_from: where it comes from.
+      limits: of one script run on the real data.
+      human: thresholds of people, None without a leaderboard.
+    """
+
+    kaggle: str | None
+    url: str | None
+    license: str
+    split: str
+    notes: str
+    num_train: int | None
+    num_test: int | None
+    best: float
+    best_from: str
+    limits: Limits
+    human: HumanScores | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,9 @@ class TaskSpec:
       seed_std: standard deviation over these seeds.
       stderr: largest bootstrap standard error of a score on one hidden part.
       best_from: how `best` was reached.
+      num_train: declared number of visible examples, None if not declared.
+      num_test: declared number of hidden rows, likewise.
+      real: the real data; None if the task has no other than what it makes itself.
       data_hash: changes with anything that the prepared data depends on.
     """
 
@@ -86,6 +93,9 @@ class TaskSpec:
     target_columns: tuple[str, ...]
     classes: tuple[str, ...]
     target_range: tuple[float, float] | None
+    optional_columns: tuple[str, ...]
+    sample_file: str
+    is_deterministic: bool
     seed: int
     baseline: float
     seed_mean: float
@@ -96,6 +106,9 @@ class TaskSpec:
     limits: Limits
     description: str
     starter: dict[str, str]
+    num_train: int | None
+    num_test: int | None
+    real: RealSpec | None
     data_hash: str
 
 
@@ -113,14 +126,7 @@ def read_spec(folder: Path) -> TaskSpec:
         table = tomllib.loads(texts["task.toml"])
     except ValueError as error:  # No TOML, or not UTF-8.
         raise TaskError(f"{folder}: {error}") from error
-    problems = [
-        *_key_problems("", table, _REQUIRED_KEYS, _OPTIONAL_KEYS),
-        *_key_problems("scores.", table.get("scores"), _SCORE_KEYS, {}),
-        *_key_problems("source.", table.get("source"), _SOURCE_KEYS, {}),
-        *_key_problems("limits.", table.get("limits", {}), {}, _LIMIT_KEYS),
-    ]
-    if not problems:
-        problems = _value_problems(table, folder.resolve().name)
+    problems = toml_problems(table, folder.resolve().name)
     num_words = len(texts["description.md"].partition("\n")[0].split())
     if not 1 <= num_words <= MAX_SUMMARY_WORDS:
         problems.append(
@@ -132,17 +138,13 @@ def read_spec(folder: Path) -> TaskSpec:
     return _make_spec(table, texts)
 
 
-def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message: the nearest known name, or all of them."""
-    options = sorted(known)
-    near = difflib.get_close_matches(name, options, 1, 0.4)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(options)}"
-
-
 def _make_spec(table: Mapping[str, Any], texts: Mapping[str, str]) -> TaskSpec:
     scores = table["scores"]
     target_range = table.get("target_range")
-    data_values = json.dumps([table.get(key) for key in _DATA_KEYS])
+    rows = table.get("rows", {})
+    values = [table.get(key) for key in _DATA_KEYS]
+    values += [table[key] for key in _OPTIONAL_DATA_KEYS if key in table]
+    data_values = json.dumps(values)
     data_bytes = f"{data_values}\n{texts['prepare.py']}".encode()
     return TaskSpec(
         id=table["id"],
@@ -156,6 +158,9 @@ def _make_spec(table: Mapping[str, Any], texts: Mapping[str, str]) -> TaskSpec:
         target_range=None
         if target_range is None
         else (float(target_range[0]), float(target_range[1])),
+        optional_columns=tuple(table.get("optional_columns", ())),
+        sample_file=table.get("sample_submission", SAMPLE_FILE),
+        is_deterministic=table.get("deterministic", True),
         seed=table["seed"],
         baseline=float(scores["baseline"]),
         seed_mean=float(scores["seed_mean"]),
@@ -166,92 +171,31 @@ def _make_spec(table: Mapping[str, Any], texts: Mapping[str, str]) -> TaskSpec:
         limits=Limits(**table.get("limits", {})),
         description=texts["description.md"],
         starter={ENTRY_SCRIPT: texts[ENTRY_SCRIPT]},
+        num_train=rows.get("train"),
+        num_test=rows.get("test"),
+        real=_make_real(table["real"]) if "real" in table else None,
         data_hash=hashlib.sha256(data_bytes).hexdigest(),
     )
 
 
-def _key_problems(
-    prefix: str,
-    table: object,
-    required: Mapping[str, type],
-    optional: Mapping[str, type],
-) -> list[str]:
-    """Returns unknown keys, missing keys and values of a wrong type of one table."""
-    if not isinstance(table, dict):
-        return []  # Reported where the table itself is a value.
-    values = cast(dict[str, Any], table)
-    known = {**required, **optional}
-    problems = [
-        f"task.toml: unknown key {prefix}{key}{nearest_name(key, known)}"
-        for key in values
-        if key not in known
-    ]
-    problems += [
-        f"task.toml: missing key {prefix}{key}" for key in required if key not in values
-    ]
-    for key, kind in known.items():
-        value = values.get(key)
-        is_ok = isinstance(value, (int, float) if kind is float else kind)
-        if key in values and (not is_ok or isinstance(value, bool)):
-            problems.append(
-                f"task.toml: {prefix}{key} = {value!r}: expected {kind.__name__}"
-            )
-    return problems
-
-
-def _value_problems(table: Mapping[str, Any], folder_name: str) -> list[str]:
-    """Returns what is wrong with values whose types are right."""
-    columns = [table["id_column"], *table["target_columns"]]
-    is_names = all(isinstance(c, str) and c for c in columns)
-    target_range = table.get("target_range", [0, 1])
-    is_range = len(target_range) == 2 and all(
-        isinstance(x, int | float) for x in target_range
+def _make_real(table: Mapping[str, Any]) -> RealSpec:
+    rows = table.get("rows", {})
+    human = table.get("human")
+    return RealSpec(
+        kaggle=table.get("kaggle"),
+        url=table.get("url"),
+        license=table["license"],
+        split=table["split"],
+        notes=table.get("notes", ""),
+        num_train=rows.get("train"),
+        num_test=rows.get("test"),
+        best=float(table["best"]),
+        best_from=table["best_from"],
+        limits=Limits(**table.get("limits", {})),
+        human=None
+        if human is None
+        else HumanScores(
+            provenance=human["from"],
+            **{key: value for key, value in human.items() if key != "from"},
+        ),
     )
-    checks = [
-        (table["id"] == folder_name, "id", f"the folder's name {folder_name!r}"),
-        (table["version"] >= 1, "version", "at least 1"),
-        (table["seed"] >= 0, "seed", "at least 0"),
-        (table["split"] in get_args(Split), "split", f"one of {get_args(Split)}"),
-        (table["modality"] in MODALITIES, "modality", f"one of {MODALITIES}"),
-        (
-            is_names and len(set(columns)) == len(columns) >= 2,
-            "target_columns",
-            "at least one name, none twice, none the id column's",
-        ),
-        (
-            is_range and target_range[0] < target_range[1],
-            "target_range",
-            "[lowest, highest]",
-        ),
-        *_metric_checks(table),
-    ]
-    return [
-        f"task.toml: {key} = {table.get(key)!r}: expected {expected}"
-        for is_ok, key, expected in checks
-        if not is_ok
-    ]
-
-
-def _metric_checks(table: Mapping[str, Any]) -> Sequence[tuple[bool, str, str]]:
-    """Returns (is it right, key, expected) of what depends on the metric."""
-    metric = METRICS.get(table["metric"])
-    if metric is None:
-        known = ", ".join(METRICS)
-        near = nearest_name(table["metric"], METRICS)
-        return [(False, "metric", f"one of {known}{near}")]
-    classes = [str(c) for c in table.get("classes", [])]
-    if metric.kind in {"class", "ranking"}:
-        is_ok = len(classes) >= 2 and len(set(classes)) == len(classes)
-        class_check = (is_ok, "classes", f"two or more for metric {metric.name}")
-    else:
-        class_check = (not classes, "classes", f"none for metric {metric.name}")
-    is_single = metric.name in SINGLE_COLUMN_METRICS
-    is_ok = len(table["target_columns"]) == 1 or not is_single
-    scores = table["scores"]
-    sign = 1.0 if metric.direction == "max" else -1.0
-    is_better = sign * (scores["best"] - scores["baseline"]) > 0
-    return [
-        class_check,
-        (is_ok, "target_columns", f"one for metric {metric.name}"),
-        (is_better, "scores", f"best better than baseline ({metric.direction})"),
-    ]

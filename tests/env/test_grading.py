@@ -11,6 +11,7 @@ import pytest
 
 from mlagent_jax.env import grading
 from mlagent_jax.env.grading import METRICS, grade, read_submission, score_rows
+from mlagent_jax.env.metrics import MULTI_COLUMN_METRICS
 from mlagent_jax.errors import SubmissionError, TaskError
 from mlagent_jax.types import Limits, Task
 
@@ -80,6 +81,8 @@ def reason_of(task: Task, data: bytes) -> str:
 
 TWO_ROWS = [[1.0, 2.0], [3.0, 6.0]]
 HAND_COMPUTED = [
+    # A tie counts for the first of the largest columns.
+    ("argmax_accuracy", [[0, 1], [1, 0], [0, 1]], [[1, 9], [3, 3], [2, 2]], 2 / 3),
     ("accuracy", [["a"], ["b"], ["b"]], [["a"], ["a"], ["b"]], 2 / 3),
     # a: precision 1/2, recall 1; b: precision 1, recall 1/2; both F1 = 2/3.
     ("f1_macro", [["a"], ["b"], ["b"]], [["a"], ["a"], ["b"]], 2 / 3),
@@ -121,10 +124,13 @@ def test_labels_score_perfectly_and_better_than_others(name, tmp_path):
         [1, 2, 1, 2, 3, 1] if kind in {"class", "ranking"} else [0, 1, 1, 0, 0, 1]
     )
     classes = ("1", "2", "3") if kind in {"class", "ranking"} else ()
-    task = make_task(tmp_path, name, {"y": values}, classes)
+    columns = {"y": values}
+    if name in MULTI_COLUMN_METRICS:
+        columns["z"] = [1 - value for value in values]
+    task = make_task(tmp_path, name, columns, classes)
     labels = grading.read_labels(task)
     assert score_rows(task, labels, labels) == pytest.approx(METRICS[name].perfect)
-    worse = labels.assign(y=labels["y"].to_numpy()[::-1])
+    worse = labels.assign(y=2.0 if "z" in labels else labels["y"].to_numpy()[::-1])
     assert (
         task.sign * score_rows(task, labels, worse) < task.sign * METRICS[name].perfect
     )

@@ -31,6 +31,7 @@ split = "held_in"
 modality = "graph"
 title = "Toy"
 metric = "rmse"
+direction = "min"
 id_column = "key"
 target_columns = ["y"]
 seed = 3
@@ -285,7 +286,7 @@ def test_a_damaged_record_or_foreign_folder_is_refused(folder, prepared):
 def test_a_run_gets_its_tasks_or_the_nearest_name(folder, tmp_path):
     workdir = tmp_path / "run"
     config = make_config(folder)
-    prepare_task(folder, prepared_dir(workdir, "toy"))
+    prepare_task(folder, prepared_dir(config, workdir, folder))
     assert list(load_tasks(config, workdir)) == ["toy"]
     wrong = make_config(folder, held_in=("tay",))
     with pytest.raises(ConfigError, match=r"no task 'tay' in .*did you mean toy"):

@@ -1,4 +1,4 @@
-"""The offline pack: what must hold for every folder under tasks/."""
+"""Tasks: what must hold for every folder under tasks/."""
 
 import ast
 import builtins
@@ -18,6 +18,7 @@ from mlagent_jax.explore.ideas import MOVES_FILE, generate_ideas, read_moves
 
 ROOT = Path(__file__).parent.parent.parent / "tasks"
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/task.toml"))
+PACK = [folder for folder in FOLDERS if read_spec(folder).real is None]
 NAMES = [folder.name for folder in FOLDERS]
 
 
@@ -31,7 +32,7 @@ def read_best_from(folder: Path) -> list[str]:
 
 
 def test_the_pack_mirrors_the_spread_of_the_paper():
-    specs = [read_spec(folder) for folder in FOLDERS]
+    specs = [read_spec(folder) for folder in PACK]
     held_in = [spec for spec in specs if spec.split == "held_in"]
     assert len(held_in) == 9
     assert len(specs) - len(held_in) >= 6
@@ -50,7 +51,7 @@ def test_scores_are_known_well_enough_for_their_gap(folder):
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
 def test_starters_are_short_and_moves_are_many(folder):
     script = read_spec(folder).starter["train.py"]
-    assert 15 <= len(script.splitlines()) <= 40
+    assert 15 <= len(script.splitlines()) <= 60
     moves = read_moves(folder / MOVES_FILE)
     assert len(moves) >= 14
     assert len({move.dimension for move in moves}) >= 5
