@@ -5,6 +5,11 @@ hidden test part (eval/<policy>.jsonl), and its step rewards on fresh states
 (eval/<policy>.fresh.jsonl). Runs what is missing; `python -m launch.report` reads it.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from launch import common
 from launch.policies import make_policy
 from mlagent_jax.data.state_pool import StatePool
@@ -12,8 +17,13 @@ from mlagent_jax.data.trajectories import TrajectoryFile
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.task import load_tasks
 from mlagent_jax.env.worker_pool import WorkerPool
+from mlagent_jax.evaluation.costs import add_time
 from mlagent_jax.evaluation.records import records_path
-from mlagent_jax.evaluation.runner import evaluate_fresh_states, evaluate_trajectories
+from mlagent_jax.evaluation.runner import (
+    SEARCH_PREFIX,
+    evaluate_fresh_states,
+    evaluate_trajectories,
+)
 
 
 def main(run: common.Run) -> None:
@@ -32,7 +42,10 @@ def main(run: common.Run) -> None:
             total = len(tasks) * config.eval.trajectories_per_task
             path = records_path(workdir, name)
             policy = make_policy(run, name)
-            with common.progress(total, f"eval {name}", "trajectory") as bar:
+            with (
+                common.progress(total, f"eval {name}", "trajectory") as bar,
+                _timed(workdir, name),
+            ):
                 evaluate_trajectories(
                     config,
                     path,
@@ -42,7 +55,7 @@ def main(run: common.Run) -> None:
                     store=store,
                     on_done=bar.update,
                 )
-            if name != "starter":
+            if name != "starter" and not name.startswith(SEARCH_PREFIX):
                 with common.progress(num_steps, f"fresh {name}", "step") as bar:
                     evaluate_fresh_states(
                         config,
@@ -55,6 +68,16 @@ def main(run: common.Run) -> None:
                         on_done=bar.update,
                     )
             policy.close()
+
+
+@contextmanager
+def _timed(workdir: Path, policy: str) -> Iterator[None]:
+    """Adds the seconds spent inside to the policy's part of the cost ledger."""
+    start_s = time.monotonic()
+    try:
+        yield
+    finally:
+        add_time(workdir, policy, time.monotonic() - start_s)
 
 
 if __name__ == "__main__":

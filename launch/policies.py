@@ -5,34 +5,45 @@ from mlagent_jax.config import PolicyConfig
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.policy.base import Policy
 
+_TREE = "tree:"
+
 
 def make_policy(run: common.Run, name: str) -> Policy:
     """Returns the policy called `name` in tables.
 
     Args:
       run: the run whose checkpoints and tasks are meant.
-      name: "starter", "expert", "sft", "ppo", "api" or "hf:<folder>".
+      name: "starter", "expert", "sft", "ppo", "hf:<folder>", "api:<model>" of
+        `eval.endpoints`, or "tree:" before one of them: the same policy, called so.
 
     Raises:
       ConfigError: no such name.
     """
-    if name == "starter":
+    base = name.removeprefix(_TREE)
+    if base == "starter":
         from mlagent_jax.evaluation.runner import StarterPolicy
 
         return StarterPolicy()
-    if name == "expert":
-        return make_configured_policy(run, run.config.collect.policy, "expert")
-    if name in ("sft", "ppo") or name.startswith("hf:"):
-        checkpoint = name.removeprefix("hf:")
-        policy = PolicyConfig(kind="local", checkpoint=checkpoint)
-        return make_configured_policy(run, policy, name.replace(":", "_"))
+    if base == "expert":
+        return make_configured_policy(run, run.config.collect.policy, name)
+    if base.startswith("api:"):
+        endpoint = _endpoint(run, base.removeprefix("api:"))
+        return make_configured_policy(run, endpoint, name)
+    if base in ("sft", "ppo") or base.startswith("hf:"):
+        policy = PolicyConfig(kind="local", checkpoint=base.removeprefix("hf:"))
+        return make_configured_policy(run, policy, name)
     raise ConfigError(
-        f"policy {name!r}: expected starter, expert, sft, ppo or hf:<folder>"
+        f"policy {name!r}: expected starter, expert, sft, ppo, hf:<folder>, "
+        "api:<model>, or tree:<one of these>"
     )
 
 
 def make_configured_policy(run: common.Run, cfg: PolicyConfig, name: str) -> Policy:
-    """Returns a policy of the kind that `cfg` names."""
+    """Returns a policy of the kind that `cfg` names.
+
+    Raises:
+      ConfigError: a setting is missing or wrong.
+    """
     config = run.config
     if cfg.kind == "api":
         from mlagent_jax.policy.api import ApiPolicy
@@ -49,3 +60,13 @@ def make_configured_policy(run: common.Run, cfg: PolicyConfig, name: str) -> Pol
 
     common.use_compilation_cache()
     return load_local_policy(run, cfg.checkpoint, name)
+
+
+def _endpoint(run: common.Run, model: str) -> PolicyConfig:
+    endpoints = {e.model: e for e in run.config.eval.endpoints}
+    if model not in endpoints:
+        raise ConfigError(
+            f"policy api:{model}: eval.endpoints has no such model; it has "
+            f"{sorted(endpoints)}"
+        )
+    return endpoints[model]

@@ -8,16 +8,23 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from mlagent_jax.config import EnvConfig, PromptConfig
 from mlagent_jax.env.environment import Start, advance
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import Pool, ResetDone, StepDone, StepJob, StepLoop
 from mlagent_jax.policy.base import Policy, Reply
-from mlagent_jax.types import StepRecord, StepStatus, Task, Trajectory
+from mlagent_jax.types import State, StepRecord, StepStatus, Task, Trajectory
 
-__all__ = ["StepJob", "TrajectorySpec", "request_seed", "run_steps", "run_trajectories"]
+__all__ = [
+    "Attempt",
+    "StepJob",
+    "TrajectorySpec",
+    "request_seed",
+    "run_steps",
+    "run_trajectories",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +105,7 @@ def run_trajectories(
     prompt: PromptConfig,
     env: EnvConfig,
     num_in_flight: int,
+    make_attempt: "MakeAttempt | None" = None,
 ) -> Iterator[Trajectory]:
     """Yields whole trajectories as they finish.
 
@@ -115,12 +123,13 @@ def run_trajectories(
       prompt: how a state becomes a chat.
       env: limits of a trajectory.
       num_in_flight: trajectories under way at once.
+      make_attempt: what decides where each step starts; None goes step by step.
 
     Raises:
       ValueError: two specs share an id, or policy or pool have other work pending.
     """
     loop = StepLoop(policy, pool, tasks, store, prompt)
-    attempts = _Attempts(loop, policy.name, env)
+    attempts = _Attempts(loop, policy.name, env, make_attempt or Attempt)
     queue = iter(specs)
     while True:
         while (
@@ -147,14 +156,17 @@ def request_seed(seed: int, step_index: int) -> int:
 class _Attempts:
     """All trajectories under way, and those that wait for their task's start."""
 
-    def __init__(self, loop: StepLoop, policy: str, env: EnvConfig) -> None:
+    def __init__(
+        self, loop: StepLoop, policy: str, env: EnvConfig, make_attempt: "MakeAttempt"
+    ) -> None:
         self.num_dropped = 0
+        self._make_attempt = make_attempt
         self._loop = loop
         self._policy = policy
         self._env = env
         self._starts: dict[str, Start] = {}
         self._waiting: dict[str, list[TrajectorySpec]] = {}
-        self._active: dict[str, _Attempt] = {}
+        self._active: dict[str, Attempt] = {}
 
     def num_active(self) -> int:
         """Returns how many trajectories are under way or waiting."""
@@ -164,7 +176,7 @@ class _Attempts:
         """Asks for the first step of `spec`, or first for the start of its task."""
         start = self._starts.get(spec.task_id)
         if start is not None:
-            attempt = _Attempt(spec, start, self._policy, self._env)
+            attempt = self._make_attempt(spec, start, self._policy, self._env)
             self._loop.submit(attempt.next_job())
             self._active[spec.id] = attempt
         elif spec.task_id in self._waiting:
@@ -204,8 +216,11 @@ class _Attempts:
         _log.warning("trajectory %s is dropped: %s", trajectory_id, error)
 
 
-class _Attempt:
-    """A trajectory under way."""
+class Attempt:
+    """A trajectory under way: each step starts where the one before ended.
+
+    A search overrides `next_state`, `grow` and `ends`.
+    """
 
     def __init__(
         self, spec: TrajectorySpec, start: Start, policy: str, env: EnvConfig
@@ -217,6 +232,7 @@ class _Attempt:
         self._max_steps = env.max_steps if spec.max_steps is None else spec.max_steps
         self._max_time_s = env.max_time_s
         self._state = start.state
+        self._steps: list[StepRecord] = []
         self._start_s = time.perf_counter()
         self._usage = dict.fromkeys(
             ["prompt_tokens", "reply_tokens", "policy_s", "script_s", "env_s"], 0.0
@@ -226,8 +242,8 @@ class _Attempt:
         """Returns the step to take next."""
         return StepJob(
             id=self._spec.id,
-            state=self._state,
-            seed=request_seed(self._spec.seed, len(self._state.steps)),
+            state=self.next_state(),
+            seed=request_seed(self._spec.seed, len(self._steps)),
             ideas=self._spec.ideas,
         )
 
@@ -239,12 +255,25 @@ class _Attempt:
         elif done.record is None:
             self.status = StepStatus.ENV_FAILED
         else:
-            self._state = advance(self._state, done.record)
+            self._steps.append(done.record)
+            self.grow(done.record)
             self.status = self._status_after(done.record)
+
+    def next_state(self) -> State:
+        """Returns where the next step starts."""
+        return self._state
+
+    def grow(self, record: StepRecord) -> None:
+        """Takes in the step that started at the last `next_state`."""
+        self._state = advance(self._state, record)
+
+    def ends(self, record: StepRecord) -> StepStatus:
+        """Returns ONGOING, or why the agent's own step is the last."""
+        return record.status
 
     def trajectory(self) -> Trajectory:
         """Returns the finished trajectory; its last step bears the same status."""
-        steps = list(self._state.steps)
+        steps = list(self._steps)
         if steps:
             steps[-1] = dataclasses.replace(steps[-1], status=self.status)
         state = self._start.state
@@ -264,9 +293,10 @@ class _Attempt:
         )
 
     def _status_after(self, record: StepRecord) -> StepStatus:
-        if record.status is not StepStatus.ONGOING:
-            return record.status
-        if len(self._state.steps) >= self._max_steps:
+        status = self.ends(record)
+        if status is not StepStatus.ONGOING:
+            return status
+        if len(self._steps) >= self._max_steps:
             return StepStatus.TRUNCATED_STEPS
         used_s = sum(self._usage[name] for name in ("policy_s", "script_s", "env_s"))
         if used_s > self._max_time_s:
@@ -288,3 +318,6 @@ class _Attempt:
                 costs["script_s"] = record.execution.wall_s
         for name, cost in costs.items():
             self._usage[name] = self._usage.get(name, 0.0) + cost
+
+
+MakeAttempt = Callable[[TrajectorySpec, Start, str, EnvConfig], Attempt]

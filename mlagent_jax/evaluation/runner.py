@@ -7,6 +7,7 @@ in which order things finish, changes nothing in the records but their order.
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from mlagent_jax.config import RunConfig
 from mlagent_jax.data.jsonl import heal
@@ -22,8 +23,12 @@ from mlagent_jax.evaluation.records import (
     read_records,
     score_trajectory,
 )
+from mlagent_jax.evaluation.search import make_search
 from mlagent_jax.policy.base import Policy, Reply, Request
 from mlagent_jax.types import Task
+
+# Names of policies that a tree search runs over, e.g. "tree:ppo".
+SEARCH_PREFIX: Final = "tree:"
 
 
 class StarterPolicy:
@@ -66,7 +71,8 @@ def evaluate_trajectories(
     """Returns k scored trajectories for each task, running those not in `path`.
 
     Args:
-      config: its `eval` section gives k, steps and trajectories in flight.
+      config: its `eval` section gives k, steps and trajectories in flight. A policy
+        whose name starts with "tree:" is searched over instead, with the same steps.
       path: JSONL file of EvalRecords; appended to.
       policy: who replies.
       tasks: task id -> task, held-in and held-out.
@@ -90,6 +96,7 @@ def evaluate_trajectories(
         for k in range(config.eval.trajectories_per_task)
         for task_id in sorted(tasks)
     ]
+    is_search = policy.name.startswith(SEARCH_PREFIX)
     for trajectory in run_trajectories(
         [spec for spec in specs if spec.id not in done],
         policy=policy,
@@ -99,13 +106,15 @@ def evaluate_trajectories(
         prompt=config.prompt,
         env=config.env,
         num_in_flight=config.eval.num_in_flight,
+        make_attempt=make_search(config.eval.search, tasks) if is_search else None,
     ):
         task = tasks[trajectory.task_id]
         rewards = tuple(
             compute_reward(step, task, config.ppo.reward).total
             for step in trajectory.steps
         )
-        record = score_trajectory(trajectory, task, store, rewards)
+        final = "selection" if is_search else config.eval.final
+        record = score_trajectory(trajectory, task, store, rewards, final)
         append_record(path, record)
         records.append(record)
         on_done()
