@@ -105,6 +105,8 @@ class SftConfig:
       num_epochs: passes over the examples.
       batch_size: sequences an update, over all devices.
       micro_batch_size: sequences of one forward pass; the rest accumulates.
+      quote_frac: further examples, as a part of the others, that practise quoting
+        on scripts with exchanged words (data/renaming.py); 0 for a pretrained model.
       seq_lens: padded lengths, ascending; longer examples are dropped, counted.
       optimizer: its settings.
       eval_frac: part of the trajectories held back for the evaluation loss.
@@ -115,6 +117,7 @@ class SftConfig:
     num_epochs: float = 2.0
     batch_size: int = 64
     micro_batch_size: int = 64
+    quote_frac: float = 0.0
     seq_lens: tuple[int, ...] = (15_000,)
     optimizer: OptimizerConfig = OptimizerConfig(peak_lr=2e-5)
     eval_frac: float = 0.05
@@ -129,3 +132,4 @@ class SftConfig:
             self.micro_batch_size,
             f"a divisor of batch_size = {self.batch_size}",
         )
+        check(self.quote_frac >= 0, "sft.quote_frac", self.quote_frac, ">= 0")

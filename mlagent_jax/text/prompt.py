@@ -34,8 +34,9 @@ _IDEA_CHARS = 600
 _BRIEF_LAST_CHARS = 48
 
 _BRIEF_SYSTEM = "Improve the script. One action."
-_BRIEF_CLOSING = "Action:"
+_BRIEF_CLOSING = "Undo: {num_undoable}. Action:"
 _FULL_CLOSING = (
+    "Changes that undo can take back: {num_undoable}. "
     "Think in one or two sentences, then give exactly one action. "
     "It is carried out at once and you see the result."
 )
@@ -147,7 +148,8 @@ def render_state(
     if older and (not is_brief or _has_news(older[-1])):
         parts.append(_last_feedback(older[-1], cfg))
     parts += _fenced(task.entry_script, script, is_brief=is_brief)
-    parts.append(_BRIEF_CLOSING if is_brief else _FULL_CLOSING)
+    closing = _BRIEF_CLOSING if is_brief else _FULL_CLOSING
+    parts.append(closing.format(num_undoable=_num_undoable(older)))
     messages = [
         Message(role="system", content=_BRIEF_SYSTEM if is_brief else _FULL_SYSTEM),
         Message(role="user", content="\n".join(parts)),
@@ -249,17 +251,28 @@ def read_steps(messages: Sequence[Message]) -> tuple[PromptStep, ...]:
     return tuple(steps)
 
 
-def _first_turn_lines(messages: Sequence[Message]) -> list[str]:
-    """Returns the lines of the first user turn in front of the script's fence.
+def split_script(first_turn: str) -> tuple[str, str, str]:
+    """Returns (text up to the script, script, text behind it) of a first user turn.
 
     The closing fence is the last line but one, and the script holds none as long.
     """
-    lines = messages[1].content.split("\n")
+    lines = first_turn.split("\n")
     fence = lines[-2]
     opening = len(lines) - 3
     while not lines[opening].startswith(fence):
         opening -= 1
-    return lines[:opening]
+    before, script, after = lines[: opening + 1], lines[opening + 1 : -2], lines[-2:]
+    return (
+        "\n".join(before) + "\n",
+        "".join(f"{line}\n" for line in script),
+        "\n".join(after),
+    )
+
+
+def _first_turn_lines(messages: Sequence[Message]) -> list[str]:
+    """Returns the lines of the first user turn in front of the script's fence."""
+    before, _, _ = split_script(messages[1].content)
+    return before.split("\n")[:-2]
 
 
 def _read_log_line(text: str) -> PromptStep:
@@ -274,6 +287,18 @@ def _num_older(steps: Sequence[StepRecord], cfg: PromptConfig) -> int:
     if cfg.history_steps is None:
         return 0
     return max(0, len(steps) - cfg.history_steps)
+
+
+def _num_undoable(steps: Iterable[StepRecord]) -> int:
+    """Returns how many changes `undo` can take back after `steps`."""
+    num = 0
+    for step in steps:
+        is_undo = step.action is not None and step.action.kind is ActionKind.UNDO
+        if step.is_edit:
+            num += 1
+        elif is_undo and step.outcome is not Outcome.INVALID_ACTION:
+            num -= 1
+    return num
 
 
 def _brief_head(task: Task, start: float, score: float) -> list[str]:

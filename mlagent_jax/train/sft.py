@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from mlagent_jax.config import RunConfig
 from mlagent_jax.data.examples import TokenExample, encode_example, expert_chats
 from mlagent_jax.data.pipeline import make_batches, split_examples
+from mlagent_jax.data.renaming import renamed_examples
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import hf, qwen2
 from mlagent_jax.parallel.mesh import make_mesh
@@ -48,10 +49,16 @@ def run_sft(config: RunConfig, workdir: Path, *, progress: Progress) -> TrainSta
       DivergedError: loss or gradient is not finite.
     """
     tokenizer = prepare_tokenizer(config, workdir)
-    chats = expert_chats(config, workdir)
+    chats = list(expert_chats(config, workdir))
     examples = [encode_example(chat, tokenizer) for chat in chats]
+    quotations = renamed_examples(chats, config.sft.quote_frac, tokenizer, config.seed)
     return train_sft(
-        config, workdir, examples, pad_id=tokenizer.pad_id, progress=progress
+        config,
+        workdir,
+        examples,
+        quotations=list(quotations),
+        pad_id=tokenizer.pad_id,
+        progress=progress,
     )
 
 
@@ -60,6 +67,7 @@ def train_sft(
     workdir: Path,
     examples: Sequence[TokenExample],
     *,
+    quotations: Sequence[TokenExample] = (),
     pad_id: int,
     progress: Progress,
 ) -> TrainState:
@@ -70,6 +78,7 @@ def train_sft(
       workdir: run directory.
       examples: all of them; some trajectories are held back for the evaluation
         loss, by which the best checkpoint is kept besides the last ones.
+      quotations: further ones to train on, but those of held-back trajectories.
       pad_id: token of padding.
       progress: makes progress bars.
 
@@ -79,18 +88,20 @@ def train_sft(
     """
     cfg = config.sft
     model_cfg = hf.model_of_run(config)
-    highest = max((int(e.tokens_T.max()) for e in examples), default=0)
+    highest = max((int(e.tokens_T.max()) for e in [*examples, *quotations]), default=0)
     if highest >= model_cfg.vocab_size:
         raise ConfigError(
             f"model.vocab_size = {model_cfg.vocab_size}: the examples have token "
             f"{highest}; is the tokenizer the model's own?"
         )
     train, held_back = split_examples(examples, cfg.eval_frac, config.seed)
+    held_back_ids = {example.trajectory_id for example in held_back}
     batch_kwargs = {
         "batch_size": cfg.batch_size,
         "seq_lens": cfg.seq_lens,
         "pad_id": pad_id,
     }
+    train += [q for q in quotations if q.trajectory_id not in held_back_ids]
     epoch = make_batches(train, seed=config.seed, **batch_kwargs)
     num_updates = max(1, round(cfg.num_epochs * len(epoch)))
     eval_batches = (
@@ -112,7 +123,7 @@ def train_sft(
         identity={
             "seed": config.seed,
             "sft": {k: v for k, v in to_json(cfg).items() if k not in _FREE_FIELDS},
-            "examples": _fingerprint(examples),
+            "examples": _fingerprint([*examples, *quotations]),
         },
     )
     return run_lm(run, lambda: initial_params(config, workdir, run.mesh), progress)
