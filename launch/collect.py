@@ -6,9 +6,9 @@ directory; the same command goes on with what is missing.
 
 from launch import common
 from launch.policies import make_policy
+from launch.pools import open_pool
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.task import load_tasks
-from mlagent_jax.env.worker_pool import WorkerPool
 from mlagent_jax.explore.collect import collect
 
 
@@ -23,7 +23,7 @@ def main(run: common.Run) -> None:
     policy = make_policy(run, "expert")
     try:
         with (
-            WorkerPool(held_in, folder, config.env) as pool,
+            open_pool(run, held_in, store) as pool,
             common.progress(total, "collect", "trajectory") as bar,
         ):
             collect(

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from launch import common
 from launch.policies import make_policy
+from launch.pools import open_pool
 from mlagent_jax.data.state_pool import StatePool
 from mlagent_jax.data.trajectories import TrajectoryFile
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.task import load_tasks
-from mlagent_jax.env.worker_pool import WorkerPool
 from mlagent_jax.evaluation.costs import add_time
 from mlagent_jax.evaluation.records import records_path
 from mlagent_jax.evaluation.runner import (
@@ -35,7 +35,7 @@ def main(run: common.Run) -> None:
     store = SnapshotStore(trajectories)
     states = StatePool([TrajectoryFile(trajectories / "fresh.jsonl")], held_in)
     num_states = min(config.eval.fresh_states * len(held_in), len(states))
-    with WorkerPool(tasks, store.root, config.env) as pool:
+    with open_pool(run, tasks, store) as pool:
         for name in config.eval.policies:
             # The expert is given ideas where it is taught from, none here.
             num_steps = num_states * config.eval.samples_per_state

@@ -4,6 +4,7 @@ from launch import common
 from mlagent_jax.config import PolicyConfig
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.policy.base import Policy
+from mlagent_jax.text.profiles import get_profile
 
 _TREE = "tree:"
 
@@ -23,7 +24,7 @@ def make_policy(run: common.Run, name: str) -> Policy:
     if base == "starter":
         from mlagent_jax.evaluation.runner import StarterPolicy
 
-        return StarterPolicy()
+        return StarterPolicy(get_profile(run.config.env.profile))
     if base == "expert":
         return make_configured_policy(run, run.config.collect.policy, name)
     if base.startswith("api:"):
@@ -36,6 +37,21 @@ def make_policy(run: common.Run, name: str) -> Policy:
         f"policy {name!r}: expected starter, expert, sft, ppo, hf:<folder>, "
         "api:<model>, or tree:<one of these>"
     )
+
+
+def make_editor(run: common.Run) -> Policy:
+    """Returns who edits files in profile `mlab`; its name identifies the model."""
+    cfg = run.config.editor
+    match cfg.kind:
+        case "scripted":
+            from mlagent_jax.policy.literal import LiteralEditor
+
+            return LiteralEditor()
+        case "api":
+            name = f"api:{cfg.model}@{cfg.base_url}"
+        case "local":
+            name = f"local:{cfg.checkpoint}"
+    return make_configured_policy(run, cfg, name)
 
 
 def make_configured_policy(run: common.Run, cfg: PolicyConfig, name: str) -> Policy:
@@ -54,7 +70,11 @@ def make_configured_policy(run: common.Run, cfg: PolicyConfig, name: str) -> Pol
         from mlagent_jax.policy.scripted import ScriptedPolicy
 
         task_ids = (*config.held_in, *config.held_out)
-        return ScriptedPolicy(load_moves(config.task_root, task_ids), name=name)
+        return ScriptedPolicy(
+            load_moves(config.task_root, task_ids),
+            name=name,
+            profile=get_profile(config.env.profile),
+        )
     # Only here is jax imported: host stages stay clear of the accelerator.
     from launch.local_policies import load_local_policy
 

@@ -1,38 +1,69 @@
 """Records that cross a boundary on the host: task, action, step, trajectory.
 
 Plain frozen dataclasses without behaviour beyond small derived values; nothing
-here imports jax or touches the disk. `to_json` and `from_json` give every record
-the one form in which it is stored (JSONL files of the run directory).
+here imports jax or touches the disk. `mlagent_jax.codec` gives every record the one
+form in which it is stored (JSONL files of the run directory).
 """
 
 import dataclasses
 import enum
-import types
-import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
+from mlagent_jax.codec import from_json, to_json
 from mlagent_jax.errors import DataError
+
+__all__ = [
+    "CORNER_CASES",
+    "TRAJECTORY_FORMAT",
+    "Action",
+    "ActionKind",
+    "Direction",
+    "EditorCall",
+    "ExecResult",
+    "HumanScores",
+    "Limits",
+    "Message",
+    "Outcome",
+    "Part",
+    "ProfileName",
+    "Source",
+    "Split",
+    "State",
+    "StepRecord",
+    "StepStatus",
+    "Task",
+    "Trajectory",
+    "from_json",
+    "to_json",
+]
 
 Direction = Literal["max", "min"]
 Split = Literal["held_in", "held_out"]
-T = TypeVar("T")
 Part = Literal["selection", "test"]
 # Where a task's data comes from: the offline pack, made up in the layout of an archive
 # that everyone knows, or that archive itself.
 Source = Literal["pack", "lookalike", "real"]
+ProfileName = Literal["direct", "mlab"]
+
+TRAJECTORY_FORMAT = 2
+"""Version of the stored form of a `Trajectory`; raised whenever a field changes."""
 
 
 class ActionKind(enum.StrEnum):
-    """What one reply may ask for (profile `direct`)."""
+    """What one reply may ask for; which of them depends on the action profile."""
 
     EDIT = "edit"  # exact search/replace blocks
     LINES = "lines"  # replace an inclusive range of numbered lines
     WRITE = "write"  # write a whole file
+    ASK_EDIT = "ask_edit"  # tell an editor in words what to change (mlab)
+    COPY = "copy"  # copy a file (mlab)
     READ = "read"  # numbered listing of a file
+    INSPECT = "inspect"  # a short range of lines as they are (mlab)
+    UNDERSTAND = "understand"  # a whole file, cut to the observation limit (mlab)
     LIST = "list"  # files of the workspace
     RUN = "run"  # execute a script without editing
-    UNDO = "undo"  # go back to the workspace before the last edit
+    UNDO = "undo"  # take back the last edit
     SUBMIT = "submit"  # end the trajectory
 
 
@@ -132,7 +163,8 @@ class Task:
       optional_columns: further columns that a submission may hold; they are ignored.
       sample_file: public file that shows the format of a submission.
       source: where the data comes from.
-      is_deterministic: whether a script that seeds itself gives one result.
+      is_deterministic: whether a script that seeds itself gives one result; if not,
+        its executions are never cached.
       human: thresholds of people; None unless the data is real and has a leaderboard.
       starter: relative path -> text of every file in a fresh workspace.
       entry_script: file of `starter` that a successful edit executes.
@@ -196,21 +228,45 @@ class Action:
 
     Attributes:
       kind: which action.
-      path: workspace-relative file; None where the action takes none.
+      path: workspace-relative file; None where the action takes none. A `list` with
+        a path shows that folder alone; an `undo` with one takes back the newest
+        edit of that file, without one the newest edit of the workspace.
+      target: file that `copy` and `ask_edit` write; None for all others.
       blocks: (search, replace) texts of an `edit`, in order; else empty.
-      first_line: first line (1-based, inclusive) of `lines` or `read`, or None.
-      last_line: last line (inclusive) of `lines` or `read`, or None.
-      content: new text of `lines` or `write`; else "".
+      first_line: first line (1-based, inclusive) of `lines`, `read` or `inspect`.
+      last_line: last line (inclusive) of the same, or None.
+      content: new text of `lines` or `write`, the instruction of `ask_edit`, what to
+        look for of `understand`, the words of a `submit`; else "".
       thought: text of the reply outside the action.
     """
 
     kind: ActionKind
     path: str | None = None
+    target: str | None = None
     blocks: tuple[tuple[str, str], ...] = ()
     first_line: int | None = None
     last_line: int | None = None
     content: str = ""
     thought: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditorCall:
+    """What the editor of "Edit Script (AI)" was asked and what it answered.
+
+    Attributes:
+      model: name of the editor policy, e.g. "editor" or "api:qwen@http://...".
+      seed: seed of the request.
+      prompt_hash: SHA-256 of the messages, as hexadecimal digits.
+      reply: the editor's reply, verbatim.
+      is_cached: True if an earlier call with the same three values answered.
+    """
+
+    model: str
+    seed: int
+    prompt_hash: str
+    reply: str
+    is_cached: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,7 +279,7 @@ class ExecResult:
       signal: number of the signal that ended it, or None.
       wall_s: wall-clock seconds of the script's own work.
       cpu_s: user plus system seconds.
-      max_rss_bytes: peak resident memory.
+      max_rss_bytes: peak resident memory of its largest process.
       stdout: head and tail of standard output, decoded with replacement.
       stderr: head and tail of standard error.
       stdout_bytes: bytes written to standard output before cutting.
@@ -289,6 +345,15 @@ class StepRecord:
       submission: blob id of the graded submission.csv, None if none was valid.
       isolation: "bubblewrap" or "process (not isolated)".
       env_s: seconds of the environment's own work around the script.
+      profile: the action profile that the reply was read in.
+      task_version: version of the task that the step was taken on; 0 if unknown.
+      edit: the editor's part in an `ask_edit`, None for all others.
+      reward_parts: preset -> named terms of its reward, with the default settings of
+        every preset; empty if unknown.
+      integrity_events: what looks like tampering or a leak, "kind:detail": those of
+        the execution and those that the grader's side noticed.
+      cache_check: whether a cached execution was repeated for comparison, and how
+        that ended; "" if it was not.
     """
 
     reply: str
@@ -307,6 +372,14 @@ class StepRecord:
     submission: str | None
     isolation: str
     env_s: float
+    profile: ProfileName = "direct"
+    task_version: int = 0
+    edit: EditorCall | None = None
+    reward_parts: dict[str, dict[str, float]] = dataclasses.field(
+        default_factory=dict[str, dict[str, float]]
+    )
+    integrity_events: tuple[str, ...] = ()
+    cache_check: Literal["", "same", "different"] = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -315,6 +388,7 @@ class Trajectory:
 
     Attributes:
       id: unique in its file, e.g. "digits/expert/0007".
+      format: version of the stored form, `TRAJECTORY_FORMAT`.
       task_id: which task.
       task_version: its version.
       policy: name of the policy.
@@ -329,6 +403,7 @@ class Trajectory:
     """
 
     id: str
+    format: int = TRAJECTORY_FORMAT
     task_id: str
     task_version: int
     policy: str
@@ -341,93 +416,38 @@ class Trajectory:
     status: StepStatus
     usage: dict[str, float]
 
+    @classmethod
+    def upgrade_json(cls, value: dict[str, Any], where: str) -> dict[str, Any]:
+        """Returns the stored form `value` as today's version would have written it.
 
-def to_json(record: Any) -> Any:
-    """Returns `record` as plain JSON values (dicts, lists, strings, numbers)."""
-    if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        return {
-            f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)
-        }
-    if isinstance(record, enum.Enum):
-        return record.value
-    if isinstance(record, Path):
-        return str(record)
-    if isinstance(record, dict):
-        return {str(k): to_json(v) for k, v in cast(dict[Any, Any], record).items()}
-    if isinstance(record, list | tuple | frozenset):
-        return [to_json(v) for v in cast(list[Any], record)]
-    return record
-
-
-def from_json(cls: type[T], value: Any, where: str = "record") -> T:
-    """Returns the `cls` that `to_json` wrote.
-
-    Args:
-      cls: a dataclass of this module.
-      value: parsed JSON.
-      where: named in errors, e.g. "expert.jsonl:12".
-
-    Raises:
-      DataError: `value` lacks a field, has an unknown one or one of a wrong type.
-    """
-    return _decode(cls, value, where)
+        Raises:
+          DataError: it is of a version that this one does not know.
+        """
+        version: Any = value.get("format", 1)  # the first had no number
+        if version == TRAJECTORY_FORMAT:
+            return value
+        if version != 1:
+            raise DataError(
+                f"{where}: trajectory format {version!r}; this version of mlagent_jax "
+                f"reads 1 to {TRAJECTORY_FORMAT}. Use the one that wrote the file, or "
+                "collect again"
+            )
+        steps: Any = value.get("steps")
+        if isinstance(steps, list):  # whatever else is wrong, the reader will name
+            task_version: Any = value.get("task_version", 0)
+            steps = [
+                _upgrade_step_1(cast(dict[str, Any], step), task_version)
+                if isinstance(step, dict)
+                else step
+                for step in cast(list[Any], steps)
+            ]
+        return {**value, "format": TRAJECTORY_FORMAT, "steps": steps}
 
 
-def _decode(annotation: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(annotation)
-    args = typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (inner,) = (a for a in args if a is not type(None))
-        return _decode(inner, value, where)
-    if origin is Literal:
-        return _require(value in args, value, where, f"one of {args}")
-    if origin is tuple:
-        _require(isinstance(value, list), value, where, "a list")
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_decode(args[0], v, where) for v in value)
-        _require(len(value) == len(args), value, where, f"{len(args)} items")
-        return tuple(_decode(a, v, where) for a, v in zip(args, value, strict=True))
-    if origin is dict:
-        _require(isinstance(value, dict), value, where, "an object")
-        return {k: _decode(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if dataclasses.is_dataclass(annotation):
-        return _decode_dataclass(annotation, value, where)
-    if annotation is float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(_require(is_number, value, where, "a number"))
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        names = [m.value for m in annotation]
-        return annotation(_require(value in names, value, where, f"one of {names}"))
-    if annotation is Path:
-        return Path(_require(isinstance(value, str), value, where, "a path"))
-    if annotation is int:
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        return _require(is_int, value, where, "an integer")
-    return _require(isinstance(value, annotation), value, where, annotation.__name__)
-
-
-def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
-    _require(isinstance(value, dict), value, where, "an object")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(value) - set(fields))
-    no_default = (dataclasses.MISSING, dataclasses.MISSING)
-    missing = sorted(
-        name
-        for name, f in fields.items()
-        if name not in value and (f.default, f.default_factory) == no_default
-    )
-    if unknown or missing:
-        raise DataError(
-            f"{where}: not a {cls.__name__}: missing fields {missing}, "
-            f"unknown fields {unknown}; was it written by another version?"
-        )
-    return cls(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in value.items()})
-
-
-def _require(is_ok: bool, value: Any, where: str, expected: str) -> Any:
-    if not is_ok:
-        raise DataError(f"{where}: expected {expected}, got {value!r:.80}")
-    return value
+def _upgrade_step_1(step: dict[str, Any], task_version: Any) -> dict[str, Any]:
+    """Returns a step of trajectory format 1, which had the `direct` profile only."""
+    execution: Any = step.get("execution")
+    events: Any = []
+    if isinstance(execution, dict):
+        events = cast(dict[str, Any], execution).get("integrity_events", [])
+    return {**step, "task_version": task_version, "integrity_events": events}

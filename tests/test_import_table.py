@@ -12,7 +12,8 @@ PACKAGE = ROOT / "mlagent_jax"
 HOST = {"types", "config", "errors"}
 ALLOWED = {
     "errors": set(),
-    "types": {"errors"},
+    "codec": {"errors"},
+    "types": {"errors", "codec"},
     "config": {"errors"},
     "parallel": {"config", "errors"},
     "model": {"parallel", "config", "errors"},
@@ -30,6 +31,7 @@ ALLOWED = {
 DEVICE_ONLY = {"jax", "flax", "optax", "orbax"}
 # Parts of the host world that must not pull in jax, by prefix.
 HOST_MODULES = (
+    "codec",
     "types",
     "config",
     "errors",

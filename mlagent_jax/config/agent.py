@@ -44,6 +44,11 @@ class EnvConfig:
       max_time_s: wall-clock seconds of a trajectory (paper: 1,800).
       max_reply_chars: a longer reply is invalid; the record keeps its head.
       use_cache: reuse the result of an identical workspace of the same task.
+      verify_cache_frac: share of the cache's answers that are executed all the same
+        and compared; a difference is logged and stamped on the step.
+      profile: how actions are written: "direct" (the policy writes the edit) or
+        "mlab" (MLAgentBench's actions; needs an editor, see `RunConfig.editor`).
+      editor_seed: seed of every request to the editor.
       preload: modules that warm workers import before they fork.
     """
 
@@ -53,6 +58,9 @@ class EnvConfig:
     max_time_s: float = 1_800.0
     max_reply_chars: int = 64_000
     use_cache: bool = True
+    verify_cache_frac: float = 0.0
+    profile: Literal["direct", "mlab"] = "direct"
+    editor_seed: int = 0
     preload: tuple[str, ...] = (
         "numpy",
         "pandas",
@@ -96,6 +104,8 @@ class EnvConfig:
         check(self.num_workers >= 1, "env.num_workers", self.num_workers, ">= 1")
         check(self.max_steps >= 1, "env.max_steps", self.max_steps, ">= 1")
         check(self.max_time_s > 0, "env.max_time_s", self.max_time_s, "> 0")
+        frac = self.verify_cache_frac
+        check(0 <= frac <= 1, "env.verify_cache_frac", frac, "in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,12 @@
 
 import dataclasses
 
-from mlagent_jax.config.agent import EnvConfig, PromptConfig, SampleConfig
+from mlagent_jax.config.agent import (
+    EnvConfig,
+    PolicyConfig,
+    PromptConfig,
+    SampleConfig,
+)
 from mlagent_jax.config.checks import check
 from mlagent_jax.config.costs import CostConfig
 from mlagent_jax.config.evaluation import EvalConfig
@@ -26,6 +31,8 @@ class RunConfig:
       init: Hugging Face folder to start from; None starts from random weights.
       model: shape and how it is computed; may be None with `init`, whose config.json
         then says the shape. Given both, the shapes must agree.
+      editor: who edits files in profile `mlab` ("scripted" follows instructions that
+        name exact lines).
     """
 
     name: str
@@ -40,6 +47,7 @@ class RunConfig:
     tokenizer: TokenizerConfig = TokenizerConfig()
     prompt: PromptConfig = PromptConfig()
     env: EnvConfig = EnvConfig()
+    editor: PolicyConfig = PolicyConfig()
     sample: SampleConfig = SampleConfig()
     collect: CollectConfig = CollectConfig()
     pretrain: PretrainConfig | None = None

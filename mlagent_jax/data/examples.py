@@ -21,7 +21,7 @@ from mlagent_jax.data.trajectories import TrajectoryFile
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.task import load_tasks
 from mlagent_jax.errors import DataError
-from mlagent_jax.text.prompt import render_state, window_snapshot
+from mlagent_jax.text.profiles import get_profile
 from mlagent_jax.types import Message, Outcome, StepRecord, Task, Trajectory
 
 
@@ -84,7 +84,7 @@ def training_chats(
 ) -> Iterator[TrainingChat]:
     """Yields the chats of a trajectory that hold something to imitate.
 
-    With `history_steps` None a chat is the whole trajectory and every valid reply a
+    Where prompts show all steps a chat is the whole trajectory and every valid reply a
     target; otherwise there is one chat a step, as the policy would see it, and its
     last reply is the only target.
 
@@ -92,19 +92,23 @@ def training_chats(
       DataError: a snapshot lacks the task's entry script.
     """
     steps = trajectory.steps
-    first = len(steps) - 1 if cfg.history_steps is None else 0
+    profile = get_profile(steps[0].profile if steps else "direct")
+    is_whole = profile.history_steps(cfg) is None
+    first = len(steps) - 1 if is_whole else 0
     for n in range(max(first, 0), len(steps)):
         state = state_before(trajectory, n)
-        snapshot = window_snapshot(state, cfg)
+        snapshot = profile.window_snapshot(state, cfg)
         script = store.get(snapshot).get(task.entry_script)
         if script is None:
             raise DataError(
                 f"trajectory {trajectory.id!r}: snapshot {snapshot} has no "
                 f"{task.entry_script}; was it recorded on another version of the task?"
             )
-        prompt = render_state(task, state, script.decode("utf-8", "replace"), cfg)
+        prompt = profile.render_state(
+            task, state, script.decode("utf-8", "replace"), cfg
+        )
         reply = Message(role="assistant", content=steps[n].reply)
-        if cfg.history_steps is None:
+        if is_whole:
             targets = tuple(map(_is_target, steps))
         else:
             num_turns = sum(m.role == "assistant" for m in prompt)

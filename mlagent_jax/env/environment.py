@@ -9,43 +9,42 @@ that varies between machines or runs: no durations, no host paths, no addresses.
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Protocol
 
 from mlagent_jax.config import EnvConfig
-from mlagent_jax.env.execution_cache import (
-    CachedExecution,
-    ExecutionCache,
-    execution_key,
-)
-from mlagent_jax.env.executor import Execution
+from mlagent_jax.env.cached_runner import CacheCheck, CachedRunner, ScriptRunner
+from mlagent_jax.env.diffs import unified_diff
+from mlagent_jax.env.execution_cache import ExecutionCache
 from mlagent_jax.env.feedback import (
     action_text,
     failure_text,
+    restored_text,
+    saved_text,
     score_text,
     submission_text,
     undo_text,
 )
 from mlagent_jax.env.grading import grade
+from mlagent_jax.env.looks import NO_DATA, DataView
+from mlagent_jax.env.reward import reward_parts
 from mlagent_jax.env.snapshots import SnapshotStore
-from mlagent_jax.env.workspace import (
-    NO_DATA,
-    DataView,
-    apply_action,
-    check_size,
-    unified_diff,
-)
+from mlagent_jax.env.undo import undo_file, undo_last
+from mlagent_jax.env.workspace import apply_action, check_path
 from mlagent_jax.errors import (
     ActionError,
+    ConfigError,
     DataError,
     EnvUnavailableError,
     SubmissionError,
     TaskError,
 )
-from mlagent_jax.text.actions import parse_reply, replace_surrogates
+from mlagent_jax.text.actions import replace_surrogates
+from mlagent_jax.text.editor import read_edited_file
+from mlagent_jax.text.profiles import get_profile
 from mlagent_jax.types import (
     CORNER_CASES,
     Action,
     ActionKind,
+    EditorCall,
     ExecResult,
     Outcome,
     State,
@@ -54,25 +53,19 @@ from mlagent_jax.types import (
     Task,
 )
 
-_EDITS = frozenset({ActionKind.EDIT, ActionKind.LINES, ActionKind.WRITE})
+__all__ = ["Environment", "ScriptRunner", "Start", "advance"]
+
+_LOOKS_AT_DATA = frozenset(
+    {
+        ActionKind.READ,
+        ActionKind.LIST,
+        ActionKind.INSPECT,
+        ActionKind.UNDERSTAND,
+        ActionKind.COPY,
+    }
+)
+_ALWAYS_RUN = frozenset({ActionKind.EDIT, ActionKind.LINES, ActionKind.WRITE})
 _MAX_READ_BYTES = 1 << 20
-
-
-class ScriptRunner(Protocol):
-    """What the environment needs of `env.executor.Executor`."""
-
-    @property
-    def isolation(self) -> str:
-        """How scripts are confined, as on `StepRecord.isolation`."""
-        ...
-
-    def run(self, task_id: str, files: Mapping[str, bytes], script: str) -> Execution:
-        """Runs `script` in a fresh workspace that holds `files`."""
-        ...
-
-    def close(self) -> None:
-        """Ends every process."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +94,7 @@ class _Effect:
     is_edit: bool = False
     execution: ExecResult | None = None
     submission: str | None = None
+    cache_check: CacheCheck = ""
 
 
 class Environment:
@@ -127,7 +121,10 @@ class Environment:
         self._store = store
         self._executor = executor
         self._cfg = cfg
-        self._cache = cache
+        self._profile = get_profile(cfg.profile)
+        self._runner = CachedRunner(
+            store, executor, cache, verify_frac=cfg.verify_cache_frac
+        )
 
     def reset(self, task_id: str) -> Start:
         """Returns the start of a trajectory; the starter script has been run.
@@ -157,7 +154,9 @@ class Environment:
         state = dataclasses.replace(state, score=effect.score)
         return Start(state=state, submission=effect.submission)
 
-    def step(self, state: State, reply: str) -> StepRecord:
+    def step(
+        self, state: State, reply: str, edit: EditorCall | None = None
+    ) -> StepRecord:
         """Returns the record of carrying out `reply` in `state`.
 
         Never raises for the agent's fault.
@@ -165,8 +164,11 @@ class Environment:
         Args:
           state: where the action starts.
           reply: the policy's words, any string.
+          edit: the editor's answer if the reply asks for an edit in words (see
+            `env.editor`).
 
         Raises:
+          ConfigError: the reply asks for an edit in words and there is no answer.
           EnvUnavailableError: the machinery failed; nothing is known of the action.
           DataError: the state belongs to another version of its task, or its files
             are lost.
@@ -175,8 +177,10 @@ class Environment:
         task = self._task_of(state)
         action: Action | None = None
         try:
-            action = parse_reply(reply, max_chars=self._cfg.max_reply_chars)
-            effect = self._act(task, state, action)
+            action = self._profile.parse_reply(
+                reply, max_chars=self._cfg.max_reply_chars
+            )
+            effect = self._act(task, state, action, edit)
         except ActionError as error:
             effect = _Effect(
                 outcome=Outcome.INVALID_ACTION,
@@ -186,7 +190,8 @@ class Environment:
         snapshot = state.snapshot if effect.snapshot is None else effect.snapshot
         execution = effect.execution
         used_s = 0.0 if execution is None or execution.is_cached else execution.wall_s
-        return StepRecord(
+        is_asked = action is not None and action.kind is ActionKind.ASK_EDIT
+        step = StepRecord(
             reply=replace_surrogates(reply[: self._cfg.max_reply_chars]),
             action=action,
             reason=effect.reason,
@@ -203,7 +208,13 @@ class Environment:
             submission=effect.submission,
             isolation=self._executor.isolation,
             env_s=max(0.0, time.perf_counter() - start_s - used_s),
+            profile=self._cfg.profile,
+            task_version=task.version,
+            edit=edit if is_asked else None,
+            integrity_events=() if execution is None else execution.integrity_events,
+            cache_check=effect.cache_check,
         )
+        return dataclasses.replace(step, reward_parts=reward_parts(step, task))
 
     def close(self) -> None:
         """Closes the executor."""
@@ -219,7 +230,9 @@ class Environment:
             )
         return task
 
-    def _act(self, task: Task, state: State, action: Action) -> _Effect:
+    def _act(
+        self, task: Task, state: State, action: Action, edit: EditorCall | None
+    ) -> _Effect:
         if action.kind is ActionKind.SUBMIT:
             return _Effect(
                 outcome=Outcome.INFO,
@@ -227,16 +240,39 @@ class Environment:
                 status=StepStatus.SUBMITTED,
             )
         if action.kind is ActionKind.UNDO:
-            return _undo(state)
+            return self._undo(state, action)
+        if action.kind is ActionKind.ASK_EDIT:
+            return self._save_edit(task, state, action, edit)
         before = self._store.get(state.snapshot)
-        is_look = action.kind in (ActionKind.READ, ActionKind.LIST)
-        data = _data_view(task) if is_look else NO_DATA
-        files, text = apply_action(before, action, data=data)
+        files, text = apply_action(
+            before,
+            action,
+            data=_data_view(task) if action.kind in _LOOKS_AT_DATA else NO_DATA,
+            list_hint=self._profile.list_hint,
+        )
         if action.kind is ActionKind.RUN:
             assert action.path is not None
             return self._execute(task, state, state.snapshot, action.path)
-        if action.kind not in _EDITS:
-            return _Effect(outcome=Outcome.INFO, feedback=text)
+        is_entry_copied = (
+            action.kind is ActionKind.COPY and action.target == task.entry_script
+        )
+        if action.kind in _ALWAYS_RUN or is_entry_copied:
+            return self._run_edited(task, state, files)
+        if action.kind is ActionKind.COPY:
+            text = f"{action.path} is copied to {action.target}."
+            return _Effect(
+                outcome=Outcome.INFO, feedback=text, snapshot=self._store.put(files)
+            )
+        return _Effect(outcome=Outcome.INFO, feedback=text)
+
+    def _run_edited(
+        self, task: Task, state: State, files: Mapping[str, bytes]
+    ) -> _Effect:
+        """Runs the entry script of an edited workspace, as every edit does.
+
+        Raises:
+          ActionError: `not_found`: there is no entry script.
+        """
         if task.entry_script not in files:
             raise ActionError(
                 "not_found",
@@ -245,18 +281,68 @@ class Environment:
         effect = self._execute(task, state, self._store.put(files), task.entry_script)
         return dataclasses.replace(effect, is_edit=True)
 
+    def _save_edit(
+        self, task: Task, state: State, action: Action, edit: EditorCall | None
+    ) -> _Effect:
+        """Writes what the editor answered; a change of the entry script is run.
+
+        Raises:
+          ConfigError: nobody asked the editor.
+        """
+        assert action.path is not None
+        assert action.target is not None
+        check_path(action.path, for_write=False)
+        check_path(action.target, for_write=True)
+        if edit is None:
+            raise ConfigError(
+                f"env.profile = {self._cfg.profile!r}: the reply asks an editor for a "
+                "change, but there is none; put env.editor.EditingPool around the pool"
+            )
+        before = self._store.get(state.snapshot)
+        write = Action(
+            kind=ActionKind.WRITE,
+            path=action.target,
+            content=read_edited_file(edit.reply),
+        )
+        files = apply_action(before, write).files
+        text = saved_text(action.target, unified_diff(before, files))
+        if action.target != task.entry_script:
+            return _Effect(
+                outcome=Outcome.INFO, feedback=text, snapshot=self._store.put(files)
+            )
+        effect = self._run_edited(task, state, files)
+        return dataclasses.replace(effect, feedback=f"{text}{effect.feedback}")
+
+    def _undo(self, state: State, action: Action) -> _Effect:
+        if action.path is None:
+            undone = undo_last(state)
+            assert undone.score is not None
+            feedback = undo_text(undone.score)
+        else:
+            check_path(action.path, for_write=False)
+            undone = undo_file(state, action.path, self._store)
+            feedback = restored_text(action.path, undone.content)
+        return _Effect(
+            outcome=Outcome.INFO,
+            feedback=feedback,
+            snapshot=undone.snapshot,
+            score=undone.score,
+        )
+
     def _execute(self, task: Task, state: State, snapshot: str, script: str) -> _Effect:
         """Runs `script` in `snapshot` and grades what it submits.
 
         A script that fails leaves no files behind: the workspace is then the one it
         was started in, so a state never depends on the moment of a time-out.
         """
-        run = self._run_cached(task, snapshot, script)
+        ran = self._runner.run(task, snapshot, script)
+        run = ran.execution
         failed = _Effect(
             outcome=run.result.outcome,
             feedback="",
             snapshot=snapshot,
             execution=run.result,
+            cache_check=ran.cache_check,
         )
         if run.result.outcome is not Outcome.INFO:
             feedback = failure_text(task, script, run.result)
@@ -279,27 +365,6 @@ class Environment:
             score=score,
             submission=run.submission,
         )
-
-    def _run_cached(self, task: Task, snapshot: str, script: str) -> CachedExecution:
-        key = execution_key(task, snapshot, script, self._executor.isolation)
-        if self._cache is not None and (found := self._cache.get(key)) is not None:
-            return found
-        execution = self._executor.run(task.id, self._store.get(snapshot), script)
-        result, files = execution.result, execution.files
-        try:
-            check_size(files)
-        except ActionError:
-            result = dataclasses.replace(result, outcome=Outcome.RESOURCE_LIMIT)
-        has_files = result.outcome is Outcome.INFO
-        submission = execution.submission if has_files else None
-        run = CachedExecution(
-            result=result,
-            snapshot_after=self._store.put(files) if has_files else snapshot,
-            submission=None if submission is None else self._store.put_blob(submission),
-        )
-        if self._cache is not None:
-            self._cache.put(key, run)
-        return run
 
     def _grade(self, task: Task, submission: str | None) -> float:
         """Returns the selection score of a stored submission.
@@ -340,18 +405,6 @@ def advance(state: State, step: StepRecord) -> State:
 def _is_undone(step: StepRecord) -> bool:
     is_undo = step.action is not None and step.action.kind is ActionKind.UNDO
     return is_undo and step.outcome is not Outcome.INVALID_ACTION
-
-
-def _undo(state: State) -> _Effect:
-    if not state.previous_snapshots:
-        raise ActionError("nothing_to_undo", "There is no change to undo.")
-    snapshot, score = state.previous_snapshots[-1]
-    return _Effect(
-        outcome=Outcome.INFO,
-        feedback=undo_text(score),
-        snapshot=snapshot,
-        score=score,
-    )
 
 
 def _data_view(task: Task) -> DataView:

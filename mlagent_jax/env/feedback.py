@@ -7,6 +7,7 @@ wording is part of the training data; keep it stable.
 
 import re
 
+from mlagent_jax.env.looks import fit_observation
 from mlagent_jax.errors import ActionError, SubmissionError
 from mlagent_jax.text.actions import replace_surrogates
 from mlagent_jax.text.prompt import format_score
@@ -45,6 +46,19 @@ def score_text(task: Task, before: float, after: float, result: ExecResult) -> s
 def undo_text(score: float) -> str:
     """Returns the feedback to an undo that leads back to `score`."""
     return f"The last change is undone. Score: {format_score(score)}."
+
+
+def saved_text(path: str, diff: str) -> str:
+    """Returns the start of the feedback to an edit that an editor made."""
+    return f"The edited file is saved as {path}. The change:\n{diff}"
+
+
+def restored_text(path: str, content: bytes | None) -> str:
+    """Returns the feedback to an undo of one file; None means that it is gone."""
+    if content is None:
+        return f"The last edit of {path} is undone; the file did not exist before it."
+    text = fit_observation(content.decode(errors="replace"))
+    return f"The last edit of {path} is undone. The file is now:\n{text}"
 
 
 def failure_text(task: Task, script: str, result: ExecResult) -> str:

@@ -19,10 +19,12 @@ measured: 0.5 for a script that failed, 1 for one that ran but left nothing grad
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Final, Literal
 
 from mlagent_jax.config import RewardConfig
 from mlagent_jax.types import CORNER_CASES, Outcome, StepRecord, Task
+
+PRESETS: Final = ("paper_v1", "paper_v2", "bounded")
 
 _StepClass = Literal["invalid", "corner", "error", "neutral", "metric"]
 
@@ -69,6 +71,14 @@ def compute_reward(step: StepRecord, task: Task, cfg: RewardConfig) -> Reward:
         case "bounded":
             parts = _bounded_parts(step, step_class, gain, task, cfg)
     return Reward(total=sum(parts.values()), parts=parts)
+
+
+def reward_parts(step: StepRecord, task: Task) -> dict[str, dict[str, float]]:
+    """Returns preset -> parts of the reward of `step` under its default settings."""
+    return {
+        preset: compute_reward(step, task, RewardConfig(preset=preset)).parts
+        for preset in PRESETS
+    }
 
 
 def _classify(step: StepRecord) -> _StepClass:

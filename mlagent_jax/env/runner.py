@@ -71,14 +71,13 @@ def run_steps(
       tasks: task id -> task.
       store: holds the workspaces of the states.
       prompt: how a state becomes a chat.
-      env: unused but for symmetry with `run_trajectories`.
+      env: the action profile; its limits are for whole trajectories.
       num_in_flight: steps under way at once.
 
     Raises:
       ValueError: two jobs share an id, or policy or pool have other work pending.
     """
-    del env
-    loop = StepLoop(policy, pool, tasks, store, prompt)
+    loop = StepLoop(policy, pool, tasks, store, prompt, env.profile)
     queue = iter(jobs)
     num_active = 0
     while True:
@@ -128,7 +127,7 @@ def run_trajectories(
     Raises:
       ValueError: two specs share an id, or policy or pool have other work pending.
     """
-    loop = StepLoop(policy, pool, tasks, store, prompt)
+    loop = StepLoop(policy, pool, tasks, store, prompt, env.profile)
     attempts = _Attempts(loop, policy.name, env, make_attempt or Attempt)
     queue = iter(specs)
     while True:

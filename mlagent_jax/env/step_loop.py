@@ -15,8 +15,8 @@ from mlagent_jax.env.environment import Start
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.worker_pool import JobResult
 from mlagent_jax.policy.base import Policy, Reply, Request
-from mlagent_jax.text.prompt import render_state, window_snapshot
-from mlagent_jax.types import State, StepRecord, Task
+from mlagent_jax.text.profiles import get_profile
+from mlagent_jax.types import EditorCall, ProfileName, State, StepRecord, Task
 
 # A policy whose `poll` comes back this fast did no work in it: wait a little.
 _FAST_POLL_S = 1e-3
@@ -27,7 +27,9 @@ _POOL_WAIT_S = 1.0
 class Pool(Protocol):
     """What the loop needs of `env.worker_pool.WorkerPool`."""
 
-    def submit(self, job_id: str, state: State, reply: str) -> None:
+    def submit(
+        self, job_id: str, state: State, reply: str, edit: EditorCall | None = None
+    ) -> None:
         """Queues one step."""
         ...
 
@@ -90,6 +92,7 @@ class StepLoop:
         tasks: Mapping[str, Task],
         store: SnapshotStore,
         prompt: PromptConfig,
+        profile: ProfileName = "direct",
     ) -> None:
         """Makes a loop around an idle policy and an idle pool.
 
@@ -107,6 +110,7 @@ class StepLoop:
         self._tasks = tasks
         self._store = store
         self._prompt = prompt
+        self._profile = get_profile(profile)
         self._jobs: dict[str, StepJob] = {}
         self._replies: dict[str, Reply] = {}
         self._resets: dict[str, str] = {}
@@ -121,11 +125,11 @@ class StepLoop:
             raise ValueError(f"two jobs share the id {job.id!r}")
         self._jobs[job.id] = job
         task = self._tasks[job.state.task_id]
-        shown = window_snapshot(job.state, self._prompt)
+        shown = self._profile.window_snapshot(job.state, self._prompt)
         self._policy.submit(
             Request(
                 id=job.id,
-                messages=render_state(
+                messages=self._profile.render_state(
                     task,
                     job.state,
                     self._script(task, shown),

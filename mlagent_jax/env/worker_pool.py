@@ -27,7 +27,7 @@ from mlagent_jax.config import EnvConfig
 from mlagent_jax.env.environment import Start
 from mlagent_jax.env.worker import EnvironmentFactory, make_environment
 from mlagent_jax.errors import EnvUnavailableError, MlAgentError
-from mlagent_jax.types import State, StepRecord, Task
+from mlagent_jax.types import EditorCall, State, StepRecord, Task
 
 _log = logging.getLogger(__name__)
 
@@ -108,9 +108,11 @@ class WorkerPool:
         self._num_deaths_in_a_row = 0
         self._workers = [_start_worker() for _ in range(cfg.num_workers)]
 
-    def submit(self, job_id: str, state: State, reply: str) -> None:
-        """Queues `Environment.step(state, reply)`."""
-        self._submit(job_id, "step", (state, reply), state.task_id)
+    def submit(
+        self, job_id: str, state: State, reply: str, edit: EditorCall | None = None
+    ) -> None:
+        """Queues `Environment.step(state, reply, edit)`."""
+        self._submit(job_id, "step", (state, reply, edit), state.task_id)
 
     def submit_reset(self, job_id: str, task_id: str) -> None:
         """Queues `Environment.reset(task_id)`."""

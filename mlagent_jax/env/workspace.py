@@ -6,16 +6,24 @@ the disk or runs code. Text files are UTF-8; CRLF counts as LF when a file is sh
 or edited, and an edited file is written with LF.
 """
 
-import difflib
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from mlagent_jax.env import looks
+from mlagent_jax.env.looks import (
+    DATA_FOLDER,
+    NO_DATA,
+    DataView,
+    checked_range,
+    decode_text,
+    lines_of,
+    shown,
+)
 from mlagent_jax.errors import ActionError
 from mlagent_jax.text.actions import end_last_line
 from mlagent_jax.types import Action, ActionKind
 
-DATA_FOLDER = "data"
 SUBMISSION_FILE = "submission.csv"
 
 _MAX_PATH_CHARS = 200
@@ -23,13 +31,8 @@ _MAX_NAME_BYTES = 255
 _MAX_FILES = 500
 _MAX_FILE_BYTES = 64 << 20
 _MAX_WORKSPACE_BYTES = 128 << 20
-_MAX_LISTED_FILES = 100
-_MAX_LISTED_LINES = 200
-_NUM_TAIL_LINES = 40
-_MAX_LINE_CHARS = 240
-_MAX_DIFF_BYTES = 128 << 10
-_MAX_DIFF_LINES = 3_000
-_MAX_SHOWN_CHARS = 80
+_MAX_COPIED_DATA_BYTES = 1 << 20
+_DEFAULT_LIST_HINT = "<list/> shows all."
 
 
 class WorkspaceChange(NamedTuple):
@@ -44,37 +47,24 @@ class WorkspaceChange(NamedTuple):
     text: str
 
 
-class DataView(NamedTuple):
-    """The task's public data as an agent may look at it.
-
-    Attributes:
-      sizes: path below `data/` -> bytes.
-      read: returns the content of a file in `sizes`, or the head of a big one.
-    """
-
-    sizes: Mapping[str, int]
-    read: Callable[[str], bytes]
-
-
-def _read_nothing(path: str) -> bytes:
-    raise KeyError(path)
-
-
-NO_DATA = DataView({}, _read_nothing)
-
-
 def apply_action(
-    files: Mapping[str, bytes], action: Action, *, data: DataView = NO_DATA
+    files: Mapping[str, bytes],
+    action: Action,
+    *,
+    data: DataView = NO_DATA,
+    list_hint: str = _DEFAULT_LIST_HINT,
 ) -> WorkspaceChange:
     """Returns the workspace after `action`, and what the agent gets to see.
 
-    `run` is checked only; `undo` and `submit` do not concern the files. For all three
-    the workspace comes back as it was.
+    `run` is checked only; `undo` and `submit` do not concern the files here, and an
+    `ask_edit` becomes a `write` once the editor has answered. For all of them the
+    workspace comes back as it was.
 
     Args:
       files: the workspace before.
       action: what to do.
-      data: public data that `read` and `list` may show.
+      data: public data that actions may look at.
+      list_hint: says to an agent that misses a file how to see what there is.
 
     Raises:
       ActionError: with reason `path_outside`, `path_protected`, `not_found`,
@@ -83,16 +73,18 @@ def apply_action(
     """
     match action.kind:
         case ActionKind.LIST:
-            return WorkspaceChange(dict(files), _list_files(files, data))
-        case ActionKind.READ:
-            return WorkspaceChange(dict(files), _read_file(files, action, data))
+            return WorkspaceChange(dict(files), _list(files, action, data))
+        case ActionKind.READ | ActionKind.INSPECT | ActionKind.UNDERSTAND:
+            text = _look(files, action, data, list_hint)
+            return WorkspaceChange(dict(files), text)
         case ActionKind.RUN:
-            path = _checked_path(action)
-            _require_file(files, path)
+            require_file(files, _checked_path(action), list_hint)
             return WorkspaceChange(dict(files), "")
+        case ActionKind.COPY:
+            return WorkspaceChange(_copy(files, action, data, list_hint), "")
         case ActionKind.EDIT | ActionKind.LINES | ActionKind.WRITE:
-            return WorkspaceChange(_edit(files, action), "")
-        case ActionKind.UNDO | ActionKind.SUBMIT:
+            return WorkspaceChange(_edit(files, action, list_hint), "")
+        case ActionKind.UNDO | ActionKind.SUBMIT | ActionKind.ASK_EDIT:
             return WorkspaceChange(dict(files), "")
 
 
@@ -108,11 +100,11 @@ def check_path(path: str, *, for_write: bool) -> None:
         normal form, is too long or has control characters; `path_protected` if it
         may not be written.
     """
-    shown = _shown(path)
+    named = shown(path)
     if not path or len(path) > _MAX_PATH_CHARS:
         raise ActionError(
             "path_outside",
-            f"The path {shown} has {len(path)} characters; 1 to {_MAX_PATH_CHARS} are "
+            f"The path {named} has {len(path)} characters; 1 to {_MAX_PATH_CHARS} are "
             "allowed.",
         )
     parts = path.split("/")
@@ -120,21 +112,21 @@ def check_path(path: str, *, for_write: bool) -> None:
     if is_outside or any(not c.isprintable() for c in path):
         raise ActionError(
             "path_outside",
-            f"The path {shown} does not name a file inside the workspace. Write a "
+            f"The path {named} does not name a file inside the workspace. Write a "
             'relative path such as "train.py".',
         )
     normal = posixpath.normpath(path)
     if normal != path or path == ".":
         raise ActionError(
-            "path_outside", f"Write the path {shown} in its plain form: {normal}"
+            "path_outside", f"Write the path {named} in its plain form: {normal}"
         )
     if any(len(part.encode()) > _MAX_NAME_BYTES for part in parts):
-        raise ActionError("path_outside", f"The path {shown} has too long a name.")
+        raise ActionError("path_outside", f"The path {named} has too long a name.")
     if not for_write:
         return
     if parts[0] == DATA_FOLDER:
         raise ActionError(
-            "path_protected", f"{shown} cannot be changed: data/ is read-only."
+            "path_protected", f"{named} cannot be changed: data/ is read-only."
         )
     if path == SUBMISSION_FILE:
         raise ActionError(
@@ -163,37 +155,93 @@ def check_size(files: Mapping[str, bytes]) -> None:
             )
 
 
-def unified_diff(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str:
-    """Returns the unified diff of two workspaces, "" if they are equal.
+def require_file(files: Mapping[str, bytes], path: str, list_hint: str) -> None:
+    """Raises if the workspace has no file `path`.
 
-    Binary and large files are reported by their sizes.
+    Raises:
+      ActionError: `not_found`.
     """
-    paths = sorted(before.keys() | after.keys())
-    parts = [
-        part
-        for path in paths
-        if before.get(path) != after.get(path)
-        for part in _diff_file(path, before.get(path), after.get(path))
-    ]
-    return "".join(f"{part}\n" for part in parts)
+    if path not in files:
+        raise ActionError(
+            "not_found",
+            f"There is no file {shown(path)} in the workspace. {list_hint}",
+        )
 
 
-def _edit(files: Mapping[str, bytes], action: Action) -> dict[str, bytes]:
+def _list(files: Mapping[str, bytes], action: Action, data: DataView) -> str:
+    if action.path is None:
+        return looks.list_files(files, data)
+    folder = action.path.removesuffix("/") or "/"
+    if folder != ".":
+        check_path(folder, for_write=False)
+    return looks.list_folder(files, data, folder)
+
+
+def _look(
+    files: Mapping[str, bytes], action: Action, data: DataView, list_hint: str
+) -> str:
+    path = _checked_path(action)
+    name = path.removeprefix(f"{DATA_FOLDER}/")
+    if name != path and name in data.sizes:
+        text = decode_text(path, data.read(name))
+    else:
+        require_file(files, path, list_hint)
+        text = decode_text(path, files[path])
+    if action.kind is ActionKind.READ:
+        return looks.number_lines(text, path, action)
+    if action.kind is ActionKind.INSPECT:
+        return looks.inspect_lines(text, path, action)
+    return looks.fit_observation(text) or f"{shown(path)} is empty."
+
+
+def _copy(
+    files: Mapping[str, bytes], action: Action, data: DataView, list_hint: str
+) -> dict[str, bytes]:
+    path, target = _checked_path(action), action.target
+    assert target is not None
+    check_path(target, for_write=True)
+    _check_folders(files, target)
+    name = path.removeprefix(f"{DATA_FOLDER}/")
+    if name != path and name in data.sizes:
+        if data.sizes[name] >= _MAX_COPIED_DATA_BYTES:
+            raise ActionError(
+                "workspace_too_large",
+                f"{shown(path)} has {data.sizes[name]} bytes, too many for a copy; "
+                "scripts can read it where it is.",
+            )
+        content = data.read(name)
+    else:
+        require_file(files, path, list_hint)
+        content = files[path]
+    return _changed(files, target, content)
+
+
+def _edit(
+    files: Mapping[str, bytes], action: Action, list_hint: str
+) -> dict[str, bytes]:
     path = _checked_path(action, for_write=True)
     if action.kind is ActionKind.WRITE:
         _check_folders(files, path)
         text = end_last_line(action.content)
     else:
-        _require_file(files, path)
-        old = _decode(path, files[path])
+        require_file(files, path, list_hint)
+        old = decode_text(path, files[path])
         if action.kind is ActionKind.EDIT:
             text = _replace_blocks(path, old, action.blocks)
         else:
             text = _replace_lines(path, old, action)
-    content = text.encode()
+    return _changed(files, path, text.encode())
+
+
+def _changed(files: Mapping[str, bytes], path: str, content: bytes) -> dict[str, bytes]:
+    """Returns the workspace with `content` in `path`.
+
+    Raises:
+      ActionError: `no_change` or `workspace_too_large`.
+    """
     if files.get(path) == content:
         raise ActionError(
-            "no_change", f"{_shown(path)} is the same after this action as before."
+            "no_change", f"{shown(path)} is the same after this action as before."
         )
     changed = {**files, path: content}
     check_size(changed)
@@ -221,12 +269,12 @@ def _replace_blocks(path: str, text: str, blocks: Sequence[tuple[str, str]]) -> 
         if start < 0:
             hint = _nearest_line(text, search)
             raise ActionError(
-                "search_not_found", f"{which} is not in {_shown(path)}. {hint}"
+                "search_not_found", f"{which} is not in {shown(path)}. {hint}"
             )
         if text.find(needle, start + 1) >= 0:
             raise ActionError(
                 "search_not_unique",
-                f"{which} occurs more than once in {_shown(path)}. Add lines before or "
+                f"{which} occurs more than once in {shown(path)}. Add lines before or "
                 "after it.",
             )
         # The newline at the end of the match also starts the line after it.
@@ -249,80 +297,16 @@ def _nearest_line(text: str, search: str) -> str:
 
 
 def _replace_lines(path: str, text: str, action: Action) -> str:
-    lines = _lines_of(text)
-    first, last = _checked_range(path, len(lines), action)
-    lines[first - 1 : last] = _lines_of(action.content)
+    lines = lines_of(text)
+    first, last = checked_range(path, len(lines), action)
+    lines[first - 1 : last] = lines_of(action.content)
     return "".join(f"{line}\n" for line in lines)
-
-
-def _checked_range(path: str, num_lines: int, action: Action) -> tuple[int, int]:
-    """Returns the inclusive line range of `action`; missing ends mean the file's.
-
-    Raises:
-      ActionError: the range is empty or leaves the file.
-    """
-    first = 1 if action.first_line is None else action.first_line
-    last = num_lines if action.last_line is None else action.last_line
-    if not 1 <= first <= last <= num_lines:
-        raise ActionError(
-            "bad_line_range",
-            f"{_shown(path)} has lines 1 to {num_lines}; {first} to {last} is no range "
-            "of them.",
-        )
-    return first, last
-
-
-def _read_file(files: Mapping[str, bytes], action: Action, data: DataView) -> str:
-    path = _checked_path(action)
-    name = path.removeprefix(f"{DATA_FOLDER}/")
-    if name != path and name in data.sizes:
-        lines = _lines_of(_decode(path, data.read(name)))
-    else:
-        _require_file(files, path)
-        lines = _lines_of(_decode(path, files[path]))
-    if not lines:
-        return f"{_shown(path)} is empty."
-    first, last = _checked_range(path, len(lines), action)
-    width = len(str(last))
-    numbered = [
-        f"{number:>{width}}| {_cut(line)}"
-        for number, line in enumerate(lines[first - 1 : last], first)
-    ]
-    num_hidden = len(numbered) - _MAX_LISTED_LINES
-    if num_hidden > 0:
-        head = numbered[: _MAX_LISTED_LINES - _NUM_TAIL_LINES]
-        note = f"[{num_hidden} lines left out; see them with first= and last=]"
-        numbered = [*head, note, *numbered[-_NUM_TAIL_LINES:]]
-    return "\n".join([f"{_shown(path)}, {len(lines)} lines:", *numbered])
-
-
-def _list_files(files: Mapping[str, bytes], data: DataView) -> str:
-    entries = [
-        f"{_shown(path)} ({len(content)} bytes)"
-        for path, content in sorted(files.items())
-    ]
-    entries += [
-        f"{DATA_FOLDER}/{_shown(path)} ({size} bytes, read-only)"
-        for path, size in sorted(data.sizes.items())
-    ]
-    num_hidden = len(entries) - _MAX_LISTED_FILES
-    if num_hidden > 0:
-        entries = [*entries[:_MAX_LISTED_FILES], f"[{num_hidden} more files]"]
-    return "\n".join(entries) if entries else "The workspace is empty."
 
 
 def _checked_path(action: Action, *, for_write: bool = False) -> str:
     assert action.path is not None, f"{action.kind} without a path"
     check_path(action.path, for_write=for_write)
     return action.path
-
-
-def _require_file(files: Mapping[str, bytes], path: str) -> None:
-    if path not in files:
-        raise ActionError(
-            "not_found",
-            f"There is no file {_shown(path)} in the workspace. <list/> shows all.",
-        )
 
 
 def _check_folders(files: Mapping[str, bytes], path: str) -> None:
@@ -336,76 +320,7 @@ def _check_folders(files: Mapping[str, bytes], path: str) -> None:
         folder = "/".join(parts[:end])
         if folder in files:
             raise ActionError(
-                "path_outside", f"{_shown(folder)} is a file, not a folder."
+                "path_outside", f"{shown(folder)} is a file, not a folder."
             )
     if any(other.startswith(f"{path}/") for other in files):
-        raise ActionError("path_outside", f"{_shown(path)} is a folder, not a file.")
-
-
-def _decode(path: str, content: bytes) -> str:
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise ActionError(
-            "not_text", f"{_shown(path)} is not a text file ({len(content)} bytes)."
-        )
-    return text.replace("\r\n", "\n")
-
-
-def _lines_of(text: str) -> list[str]:
-    """Returns the lines of `text`; a newline ends a line and starts none."""
-    return end_last_line(text).split("\n")[:-1]
-
-
-def _diff_file(path: str, before: bytes | None, after: bytes | None) -> Iterator[str]:
-    texts = [_diffable(before), _diffable(after)]
-    if texts[0] is None or texts[1] is None:
-        yield f"{path}: {_size(before)} -> {_size(after)}"
-        return
-    if before is None or after is None:
-        yield "--- /dev/null" if before is None else f"--- a/{path}"
-        yield f"+++ b/{path}" if before is None else "+++ /dev/null"
-        lines = texts[1] if before is None else texts[0]
-        mark = "+" if before is None else "-"
-        yield from (f"{mark}{line}" for line in lines)
-        return
-    yield from difflib.unified_diff(
-        texts[0], texts[1], f"a/{path}", f"b/{path}", lineterm="", n=3
-    )
-
-
-def _diffable(content: bytes | None) -> list[str] | None:
-    """Returns the lines to compare, None if the file is binary or too large."""
-    if content is None:
-        return []
-    if len(content) > _MAX_DIFF_BYTES or content.count(b"\n") > _MAX_DIFF_LINES:
-        return None
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        return None
-    if "\0" in text:
-        return None
-    lines = text.split("\n")
-    if lines[-1]:
-        lines[-1] += "\n\\ No newline at end of file"
-    else:
-        lines.pop()
-    return lines
-
-
-def _size(content: bytes | None) -> str:
-    return "no file" if content is None else f"{len(content)} bytes"
-
-
-def _cut(line: str) -> str:
-    hidden = len(line) - _MAX_LINE_CHARS
-    return line if hidden <= 0 else f"{line[:_MAX_LINE_CHARS]} [+{hidden} characters]"
-
-
-def _shown(text: str) -> str:
-    """Returns `text` as one short printable piece of a message."""
-    head = "".join(c if c.isprintable() else "?" for c in text[:_MAX_SHOWN_CHARS])
-    return head if len(text) <= _MAX_SHOWN_CHARS else f"{head}..."
+        raise ActionError("path_outside", f"{shown(path)} is a folder, not a file.")

@@ -151,10 +151,10 @@ def current_steps(trajectory: Trajectory) -> list[StepRecord]:
             and step.action.kind == "undo"
         )
         if is_undo:
-            while standing and standing[-1].snapshot_before != step.snapshot_after:
-                standing.pop()
-            if standing:
-                standing.pop()
+            # An undo of one file among several changes leads to a new workspace.
+            if any(s.snapshot_before == step.snapshot_after for s in standing):
+                while standing.pop().snapshot_before != step.snapshot_after:
+                    pass
         elif step.is_edit or step.submission is not None:
             standing.append(step)
     return standing

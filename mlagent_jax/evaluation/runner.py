@@ -15,7 +15,7 @@ from mlagent_jax.data.state_pool import StatePool
 from mlagent_jax.env.reward import compute_reward
 from mlagent_jax.env.runner import StepJob, TrajectorySpec, run_steps, run_trajectories
 from mlagent_jax.env.snapshots import SnapshotStore
-from mlagent_jax.env.worker_pool import WorkerPool
+from mlagent_jax.env.step_loop import Pool
 from mlagent_jax.evaluation.records import (
     EvalRecord,
     FreshStepRecord,
@@ -25,7 +25,8 @@ from mlagent_jax.evaluation.records import (
 )
 from mlagent_jax.evaluation.search import make_search
 from mlagent_jax.policy.base import Policy, Reply, Request
-from mlagent_jax.types import Task
+from mlagent_jax.text.profiles import DIRECT, Profile
+from mlagent_jax.types import Action, ActionKind, Task
 
 # Names of policies that a tree search runs over, e.g. "tree:ppo".
 SEARCH_PREFIX: Final = "tree:"
@@ -36,7 +37,8 @@ class StarterPolicy:
 
     name = "starter"
 
-    def __init__(self) -> None:
+    def __init__(self, profile: Profile = DIRECT) -> None:
+        self._reply = profile.render_action(Action(kind=ActionKind.SUBMIT))
         self._waiting: list[Request] = []
 
     def submit(self, request: Request) -> None:
@@ -47,7 +49,7 @@ class StarterPolicy:
         """Answers everything that waits."""
         waiting, self._waiting = self._waiting, []
         return [
-            Reply(request_id=r.id, text="<submit/>", finish="stop") for r in waiting
+            Reply(request_id=r.id, text=self._reply, finish="stop") for r in waiting
         ]
 
     def num_pending(self) -> int:
@@ -64,7 +66,7 @@ def evaluate_trajectories(
     policy: Policy,
     *,
     tasks: Mapping[str, Task],
-    pool: WorkerPool,
+    pool: Pool,
     store: SnapshotStore,
     on_done: Callable[[], object],
 ) -> list[EvalRecord]:
@@ -128,7 +130,7 @@ def evaluate_fresh_states(
     *,
     states: StatePool,
     tasks: Mapping[str, Task],
-    pool: WorkerPool,
+    pool: Pool,
     store: SnapshotStore,
     on_done: Callable[[], object],
 ) -> list[FreshStepRecord]:

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from mlagent_jax.errors import TaskError
 from mlagent_jax.policy.base import Reply, Request
 from mlagent_jax.policy.moves import Move, apply_move, find_moves, is_made
-from mlagent_jax.text.actions import render_action
-from mlagent_jax.text.prompt import PromptStep, action_gist, read_ideas, read_steps
+from mlagent_jax.text.profiles import DIRECT, Profile
+from mlagent_jax.text.prompt import PromptStep, action_gist
 from mlagent_jax.types import Action, ActionKind
 
 _NO_CHANGE = ("undo", "submit", "list", "no action", "read ", "run ")
@@ -53,6 +53,7 @@ class ScriptedPolicy:
       moves: task id -> what the expert can do there.
       name: of the policy in tables and records.
       habits: how it behaves.
+      profile: the action profile of the prompts it reads and the replies it writes.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class ScriptedPolicy:
         *,
         name: str = "expert",
         habits: Habits | None = None,
+        profile: Profile = DIRECT,
     ) -> None:
         self.name = name
+        self._profile = profile
         self._moves = {task_id: tuple(known) for task_id, known in moves.items()}
         self._habits = habits or Habits()
         self._waiting: list[Request] = []
@@ -97,16 +100,16 @@ class ScriptedPolicy:
         """Has nothing to release."""
 
     def _reply(self, request: Request) -> str:
-        ideas = read_ideas(request.messages)
+        profile, moves = self._profile, self._moves[request.task_id]
         action = choose_action(
-            self._moves[request.task_id],
+            moves,
             script=request.script,
-            ideas=ideas,
-            steps=read_steps(request.messages),
+            ideas=profile.read_ideas(request.messages),
+            steps=profile.read_steps(request.messages),
             rng=random.Random(request.seed),
             habits=self._habits,
         )
-        return render_action(action)
+        return profile.render_action(profile.express(action, moves[0].path))
 
 
 def choose_action(

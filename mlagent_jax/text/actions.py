@@ -75,8 +75,8 @@ _FORMS: Mapping[ActionKind, _Form] = MappingProxyType(
         ActionKind.SUBMIT: _Form(),
     }
 )
-_KINDS: Mapping[str, ActionKind] = {kind.value: kind for kind in ActionKind}
-_NAMES = ", ".join(kind.value for kind in ActionKind)
+_KINDS: Mapping[str, ActionKind] = {kind.value: kind for kind in _FORMS}
+_NAMES = ", ".join(_KINDS)
 
 _TAG = re.compile(r"<([A-Za-z_][A-Za-z0-9_-]*+)(?=[\s/>]|$)")
 _STRAY_TAG = re.compile(rf"<(?:{'|'.join(_KINDS)})(?=[\s/>])")
@@ -149,7 +149,9 @@ def render_action(action: Action) -> str:
         content=end_last_line(action.content),
         blocks=tuple((end_last_line(s), end_last_line(r)) for s, r in action.blocks),
     )
-    form = _FORMS[action.kind]
+    form = _FORMS.get(action.kind)
+    if form is None:
+        raise ValueError(f"{action.kind}: is no action of profile `direct`")
     values = {"path": action.path, "first": action.first_line, "last": action.last_line}
     attributes = "".join(
         f' {name}="{values[name]}"'

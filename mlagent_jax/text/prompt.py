@@ -105,6 +105,11 @@ _LOG_LINE = re.compile(r"\d+ (.*)")
 _TURN_VERDICT = re.compile(r"(?:Step \d+: )?(.*)")
 
 
+def history_steps(cfg: PromptConfig) -> int | None:
+    """Returns how many of the last steps a chat shows as turns; None shows all."""
+    return cfg.history_steps
+
+
 def window_snapshot(state: State, cfg: PromptConfig) -> str:
     """Returns the snapshot whose entry script the prompt of `state` shows.
 
@@ -140,9 +145,8 @@ def render_state(
     is_brief = cfg.style == "brief"
     head = _brief_head if is_brief else _full_head
     parts = head(task, start, score)
-    if ideas:
-        parts += [IDEAS_HEADING, *(f"- {_one_line(i)[:_IDEA_CHARS]}" for i in ideas)]
-        parts += [] if is_brief else [""]
+    parts += idea_lines(ideas)
+    parts += [""] if ideas and not is_brief else []
     parts += _log_lines(older, task.sign, cfg)
     parts += [""] if older and not is_brief else []
     if older and (not is_brief or _has_news(older[-1])):
@@ -185,7 +189,7 @@ def action_gist(action: Action | None) -> str:
     if action is None:
         return "no action"
     if action.kind is ActionKind.EDIT:
-        return code_gist(_changed_line(action.blocks))
+        return code_gist(changed_line(action.blocks))
     if action.kind is ActionKind.LINES:
         return code_gist(action.content)
     if action.kind in {ActionKind.WRITE, ActionKind.READ, ActionKind.RUN}:
@@ -197,6 +201,12 @@ def code_gist(code: str) -> str:
     """Returns the first non-empty line of `code`, stripped and cut."""
     lines = (line.strip() for line in code.splitlines())
     return next((line for line in lines if line), "")[:_GIST_CHARS].strip()
+
+
+def idea_lines(ideas: Sequence[str]) -> list[str]:
+    """Returns the heading and one line for each idea, nothing if there is none."""
+    lines = [f"- {_one_line(idea)[:_IDEA_CHARS]}" for idea in ideas]
+    return [IDEAS_HEADING, *lines] if lines else []
 
 
 def format_score(score: float) -> str:
@@ -364,13 +374,13 @@ def _last_feedback(step: StepRecord, cfg: PromptConfig) -> str:
         is_traceback = step.outcome is Outcome.SCRIPT_ERROR
         line = _one_line(lines[-1 if is_traceback else 0])
         return f"Last: {line[: min(cfg.max_feedback_chars, _BRIEF_LAST_CHARS)]}"
-    return f"Last feedback:\n{_cut(step.feedback, cfg.max_feedback_chars)}\n"
+    return f"Last feedback:\n{cut_middle(step.feedback, cfg.max_feedback_chars)}\n"
 
 
 def _feedback_turn(
     number: int, step: StepRecord, sign: float, cfg: PromptConfig
 ) -> Message:
-    feedback = _cut(step.feedback, cfg.max_feedback_chars)
+    feedback = cut_middle(step.feedback, cfg.max_feedback_chars)
     word = verdict(step, sign)
     if cfg.style == "brief":
         text = f"{word}\n{feedback}" if word else feedback
@@ -387,7 +397,7 @@ def _fenced(path: str, script: str, *, is_brief: bool) -> list[str]:
     return [opening, script.rstrip("\n"), fence]
 
 
-def _changed_line(blocks: Iterable[tuple[str, str]]) -> str:
+def changed_line(blocks: Iterable[tuple[str, str]]) -> str:
     """Returns the first line that the blocks add, else the first they remove."""
     removed = ""
     for search, replace in blocks:
@@ -404,7 +414,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _cut(text: str, max_chars: int) -> str:
+def cut_middle(text: str, max_chars: int) -> str:
     """Returns `text` with its middle left out so that the ends fit `max_chars`."""
     text = text.strip()
     if len(text) <= max_chars:

@@ -6,13 +6,9 @@ import time
 import pytest
 
 from mlagent_jax.env import workspace
-from mlagent_jax.env.workspace import (
-    DataView,
-    apply_action,
-    check_path,
-    check_size,
-    unified_diff,
-)
+from mlagent_jax.env.diffs import unified_diff
+from mlagent_jax.env.looks import DataView
+from mlagent_jax.env.workspace import apply_action, check_path, check_size
 from mlagent_jax.errors import ActionError
 from mlagent_jax.text.actions import parse_reply
 from mlagent_jax.types import Action, ActionKind

@@ -169,9 +169,9 @@ def test_a_long_reply_is_refused_whatever_it_holds():
     ids=lambda reply: repr(reply[:16]),
 )
 def test_a_hostile_megabyte_is_refused_at_once(reply):
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     error = refused(reply)
-    assert time.perf_counter() - start_s < 1.0
+    assert time.process_time() - start_s < 1.0
     assert len(str(error)) < 400
 
 
@@ -200,7 +200,7 @@ def _random_text(rng: random.Random, *, is_block: bool) -> str:
 
 
 def _random_action(rng: random.Random) -> Action:
-    kind = rng.choice(list(ActionKind))
+    kind = rng.choice(list(USAGE))
     thought = rng.choice(
         ["", "Why not?", "  <list/> is one\n\n> quoted", "<b>bold</b>"]
     )
@@ -266,7 +266,7 @@ def test_what_the_syntax_cannot_express_is_no_reply(action):
         render_action(action)
 
 
-@pytest.mark.parametrize("kind", list(ActionKind))
+@pytest.mark.parametrize("kind", list(USAGE))
 def test_the_usage_texts_are_themselves_actions(kind):
     assert parse(USAGE[kind]).kind is kind
 
