@@ -135,7 +135,7 @@ def open_run(config_of_run: bool = False) -> Run:
         with another seed, model, tokenizer or set of training tasks.
     """
     if _CONFIG.value is None and config_of_run and _WORKDIR.value is not None:
-        return _recorded_run(Path(_WORKDIR.value), _SET.value)
+        return recorded_run(Path(_WORKDIR.value), _SET.value)
     if _CONFIG.value is None:
         found = sorted(str(p) for p in Path("configs").glob("*.py"))
         raise ConfigError(f"--config is required; found {found}")
@@ -147,7 +147,7 @@ def open_run(config_of_run: bool = False) -> Run:
     return Run(config=config, workdir=workdir.resolve())
 
 
-def _recorded_run(workdir: Path, overrides: Sequence[str]) -> Run:
+def recorded_run(workdir: Path, overrides: Sequence[str] = ()) -> Run:
     """Returns the run of a directory with the configuration that it was made with.
 
     Raises:
@@ -164,6 +164,16 @@ def _recorded_run(workdir: Path, overrides: Sequence[str]) -> Run:
     for override in overrides:
         config = config_lib.apply_override(config, override)
     return Run(config=config, workdir=workdir.resolve())
+
+
+def given_overrides() -> list[str]:
+    """Returns what `--set` gave."""
+    return list(_SET.value)
+
+
+def workdir_or(default: Path) -> Path:
+    """Returns `--workdir`, or `default` where it is not given."""
+    return Path(_WORKDIR.value) if _WORKDIR.value else default
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,6 +19,7 @@ from mlagent_jax.types import State, StepRecord, StepStatus, Task, Trajectory
 
 __all__ = [
     "Attempt",
+    "OnStep",
     "StepJob",
     "TrajectorySpec",
     "request_seed",
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+
+OnStep = Callable[[StepJob, StepRecord], object]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,7 @@ def run_trajectories(
     env: EnvConfig,
     num_in_flight: int,
     make_attempt: "MakeAttempt | None" = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[Trajectory]:
     """Yields whole trajectories as they finish.
 
@@ -123,12 +128,13 @@ def run_trajectories(
       env: limits of a trajectory.
       num_in_flight: trajectories under way at once.
       make_attempt: what decides where each step starts; None goes step by step.
+      on_step: told of every step as it ends, for those who watch.
 
     Raises:
       ValueError: two specs share an id, or policy or pool have other work pending.
     """
     loop = StepLoop(policy, pool, tasks, store, prompt, env.profile)
-    attempts = _Attempts(loop, policy.name, env, make_attempt or Attempt)
+    attempts = _Attempts(loop, policy.name, env, make_attempt or Attempt, on_step)
     queue = iter(specs)
     while True:
         while (
@@ -156,11 +162,17 @@ class _Attempts:
     """All trajectories under way, and those that wait for their task's start."""
 
     def __init__(
-        self, loop: StepLoop, policy: str, env: EnvConfig, make_attempt: "MakeAttempt"
+        self,
+        loop: StepLoop,
+        policy: str,
+        env: EnvConfig,
+        make_attempt: "MakeAttempt",
+        on_step: OnStep | None,
     ) -> None:
         self.num_dropped = 0
         self._make_attempt = make_attempt
         self._loop = loop
+        self._on_step = on_step
         self._policy = policy
         self._env = env
         self._starts: dict[str, Start] = {}
@@ -191,6 +203,8 @@ class _Attempts:
             return None
         attempt = self._active[done.job.id]
         attempt.take(done)
+        if self._on_step is not None and done.record is not None:
+            self._on_step(done.job, done.record)
         if attempt.status is StepStatus.ONGOING:
             self._loop.submit(attempt.next_job())
             return None
