@@ -36,8 +36,13 @@ from mlagent_jax.config import EnvConfig, PolicyConfig, RunConfig, apply_overrid
 from mlagent_jax.data.trajectories import TrajectoryFile, TrajectoryWriter
 from mlagent_jax.env.runner import TrajectorySpec, run_trajectories
 from mlagent_jax.env.snapshots import SnapshotStore
-from mlagent_jax.env.task import prepare_task, prepared_dir
-from mlagent_jax.env.task_folder import nearest_name
+from mlagent_jax.env.task import (
+    imported_dir,
+    load_task,
+    prepare_task,
+    prepared_dir,
+)
+from mlagent_jax.env.task_rules import nearest_name
 from mlagent_jax.errors import ConfigError, EnvUnavailableError, MlAgentError
 from mlagent_jax.policy.base import Policy
 from mlagent_jax.types import ProfileName, Task
@@ -149,9 +154,7 @@ def run_agent(workdir: Path, folder: Path, policy_name: str) -> None:
     Raises:
       EnvUnavailableError: a trajectory could not be recorded.
     """
-    profile: ProfileName = "mlab" if _PROFILE.value == "mlab" else "direct"
-    task = prepare_task(folder, prepared_dir(workdir, folder.name))
-    base = _make_config(folder, task, profile)
+    base, task = _prepare(workdir, folder)
     agent = resolve_agent(policy_name, base, workdir)
     config = dataclasses.replace(agent.run.config, editor=_editor_config(agent))
     run = common.Run(config=config, workdir=agent.run.workdir)
@@ -207,13 +210,12 @@ def run_agent(workdir: Path, folder: Path, policy_name: str) -> None:
         )
 
 
-def _make_config(folder: Path, task: Task, profile: ProfileName) -> RunConfig:
-    ids = (task.id,)
+def _prepare(workdir: Path, folder: Path) -> tuple[RunConfig, Task]:
+    """Returns the configuration that the flags describe, and the task with its data."""
+    profile: ProfileName = "mlab" if _PROFILE.value == "mlab" else "direct"
     config = RunConfig(
         name="agent",
         task_root=str(folder.parent),
-        held_in=ids if task.split == "held_in" else (),
-        held_out=ids if task.split == "held_out" else (),
         init="",  # no weights of its own; a stage of a run brings its model along
         env=EnvConfig(
             profile=profile,
@@ -223,7 +225,13 @@ def _make_config(folder: Path, task: Task, profile: ProfileName) -> RunConfig:
     )
     for override in common.given_overrides():
         config = apply_override(config, override)
-    return config
+    prepared = prepared_dir(config, workdir, folder)
+    is_imported = imported_dir(config, folder) is not None
+    task = (load_task if is_imported else prepare_task)(folder, prepared)
+    ids = (task.id,)
+    if task.split == "held_in":
+        return dataclasses.replace(config, held_in=ids), task
+    return dataclasses.replace(config, held_out=ids), task
 
 
 def _editor_config(agent: Agent) -> PolicyConfig:
