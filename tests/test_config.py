@@ -6,12 +6,14 @@ import pytest
 
 from mlagent_jax.config import (
     CollectConfig,
+    Grid,
     MeshConfig,
     ModelConfig,
     PpoConfig,
     RunConfig,
     apply_override,
     load_config,
+    load_grid,
 )
 from mlagent_jax.errors import ConfigError
 
@@ -25,7 +27,10 @@ def config():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=str)
 def test_every_config_builds(path):
-    assert isinstance(load_config(str(path)), RunConfig)
+    if "def get_grid" in path.read_text():
+        assert isinstance(load_grid(str(path)), Grid)
+    else:
+        assert isinstance(load_config(str(path)), RunConfig)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,23 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
       ConfigError: no such file, no `get_config`, or a bad override.
     """
+    module = load_module(path)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={path}: the file defines no get_config()")
+    config = module.get_config()
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"--config={path}: get_config() returned no RunConfig")
+    for override in overrides:
+        config = apply_override(config, override)
+    return config
+
+
+def load_module(path: str) -> types.ModuleType:
+    """Returns the module of a config file.
+
+    Raises:
+      ConfigError: no such file.
+    """
     file = Path(path)
     if not file.is_file():
         found = sorted(str(p) for p in Path("configs").glob("*.py"))
@@ -36,14 +53,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config={path}: the file defines no get_config()")
-    config = module.get_config()
-    if not isinstance(config, RunConfig):
-        raise ConfigError(f"--config={path}: get_config() returned no RunConfig")
-    for override in overrides:
-        config = apply_override(config, override)
-    return config
+    return module
 
 
 def apply_override(config: RunConfig, override: str) -> RunConfig:

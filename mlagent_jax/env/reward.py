@@ -40,20 +40,29 @@ class Reward:
     Attributes:
       total: what the learner gets; the sum of `parts`.
       parts: named terms: the class of the step ("invalid", "corner", "error",
-        "neutral" or "metric"), and in `bounded` also "milestone" and "duration".
+        "neutral" or "metric"), in `bounded` also "milestone" and "duration", and
+        with `gap_weight` also "gap".
     """
 
     total: float
     parts: dict[str, float]
 
 
-def compute_reward(step: StepRecord, task: Task, cfg: RewardConfig) -> Reward:
+def compute_reward(
+    step: StepRecord,
+    task: Task,
+    cfg: RewardConfig,
+    *,
+    test_score: float | None = None,
+) -> Reward:
     """Returns the reward of `step` under the preset `cfg.preset`.
 
     Args:
       step: the recorded step.
       task: its task; gives direction, headroom and time limit.
       cfg: preset and knobs.
+      test_score: of the step's submission on the test part of a training task, for
+        the gap penalty; None adds none.
     """
     step_class = _classify(step)
     gain = _gain(step, task)
@@ -70,6 +79,8 @@ def compute_reward(step: StepRecord, task: Task, cfg: RewardConfig) -> Reward:
             parts = {step_class: value}
         case "bounded":
             parts = _bounded_parts(step, step_class, gain, task, cfg)
+    if test_score is not None and step_class == "metric":
+        parts["gap"] = -cfg.gap_weight * _gap(step.score_after, test_score, task, cfg)
     return Reward(total=sum(parts.values()), parts=parts)
 
 
@@ -98,6 +109,16 @@ def _gain(step: StepRecord, task: Task) -> float:
     if task.headroom == 0:
         return 0.0
     return task.sign * (step.score_after - step.score_before) / task.headroom
+
+
+def _gap(
+    selection_score: float, test_score: float, task: Task, cfg: RewardConfig
+) -> float:
+    """Returns by how much a submission looks better than it is, in [0, 1]."""
+    if task.headroom == 0:
+        return 0.0
+    gap = task.sign * (selection_score - test_score) / task.headroom
+    return min(max(gap - cfg.gap_tolerance, 0.0), 1.0)
 
 
 def _bounded_parts(
