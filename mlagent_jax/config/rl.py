@@ -16,7 +16,8 @@ class RewardConfig:
         "bounded" (ours: clipped, scale-free, duration-aware, with milestones).
       alpha: scale of the relative improvement; the paper's v1 uses 100.
       clip: bound of the metric part of `bounded`.
-      milestone: credit of `bounded` for a script that fails late, in [0, 1).
+      milestone: credit of `bounded` for a failed script that reached everything that
+        the sandbox watches for, in [0, 1); see env/reward.py.
       duration_weight: cost in `bounded` of using the whole time limit.
       gap_weight: penalty, with any preset, for a submission whose selection score
         is better than its score on the test part of the same *training* task, in
