@@ -43,7 +43,7 @@ _STAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One stage to run.
+    """One stage to run; equal to every other of the same folder.
 
     Attributes:
       stage: name of the program, `launch.<stage>`.
@@ -54,8 +54,8 @@ class Node:
 
     stage: str
     folder: Path
-    overrides: tuple[str, ...]
-    before: "tuple[Node, ...]"
+    overrides: tuple[str, ...] = dataclasses.field(compare=False)
+    before: "tuple[Node, ...]" = dataclasses.field(compare=False)
 
     @property
     def is_done(self) -> bool:

@@ -9,7 +9,7 @@ from mlagent_jax.config.agent import EnvConfig, PolicyConfig, PromptConfig, Samp
 from mlagent_jax.config.costs import CostConfig
 from mlagent_jax.config.evaluation import EvalConfig
 from mlagent_jax.config.grid import Arm, Comparison, Grid, load_grid
-from mlagent_jax.config.load import apply_override, load_config
+from mlagent_jax.config.load import apply_override, apply_overrides, load_config
 from mlagent_jax.config.model import MeshConfig, ModelConfig, TokenizerConfig
 from mlagent_jax.config.qwen2_5 import qwen2_5
 from mlagent_jax.config.rl import KlConfig, PoolConfig, PpoConfig, RewardConfig
@@ -44,6 +44,7 @@ __all__ = [
     "SftConfig",
     "TokenizerConfig",
     "apply_override",
+    "apply_overrides",
     "load_config",
     "load_grid",
     "qwen2_5",
