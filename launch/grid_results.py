@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from launch.grid_plan import PlannedRun
-from mlagent_jax.config import Comparison, Grid
+from mlagent_jax.config import Comparison, Grid, RunConfig
 from mlagent_jax.evaluation import scores
 from mlagent_jax.evaluation.ablation import (
     Ablation,
@@ -56,9 +56,9 @@ def measure_run(run: PlannedRun) -> AblationRun:
         values["step_reward"] = float(np.mean([r.reward for r in fresh]))
     curve: tuple[CurvePoint, ...] = ()
     if policy == "ppo":
-        spent = _spent(folder / "ppo", run.config.env.num_workers)
+        spent = spent_by_update(folder / "ppo", run.config)
         values["seconds"], values["executions"] = spent[-1]
-        curve = _read_curve(folder / "ppo" / "probes.jsonl", spent)
+        curve = read_curve(folder / "ppo" / "probes.jsonl", spent)
     return AblationRun(seed=run.seed, values=values, curve=curve)
 
 
@@ -129,22 +129,25 @@ def _cost(point: CurvePoint, cost: str) -> float:
     return point.train_seconds if cost == "seconds" else float(point.num_executions)
 
 
-def _spent(folder: Path, num_workers: int) -> list[tuple[float, float]]:
+def spent_by_update(folder: Path, config: RunConfig) -> list[tuple[float, float]]:
     """Returns (seconds, executions) before each update, and after the last."""
     spent = [(0.0, 0.0)]
-    train_s = 0.0
     for metrics in read_metrics(folder):
-        rollout_s = metrics["sample_s"] + metrics["script_all_s"] / num_workers
-        update_s = metrics["train_s"] - train_s - metrics["rollout_s"] + rollout_s
-        train_s = metrics["train_s"]
+        scripts_s = metrics["script_all_s"] / config.env.num_workers
+        parts = (
+            metrics["sample_s"] + scripts_s,
+            metrics["score_s"] + metrics["update_s"],
+        )
+        update_s = max(parts) if config.ppo.max_staleness else sum(parts)
         seconds, executions = spent[-1]
         spent.append((seconds + update_s, executions + metrics["num_executions"]))
     return spent
 
 
-def _read_curve(
+def read_curve(
     path: Path, spent: Sequence[tuple[float, float]]
 ) -> tuple[CurvePoint, ...]:
+    """Returns the evaluations on the side of training, by what they had cost."""
     if not path.exists():
         return ()
     gains: dict[int, dict[str, dict[str, list[float]]]] = {}

@@ -11,10 +11,18 @@ import pytest
 
 from launch.ablate import run_nodes
 from launch.grid_plan import DONE_FILE, plan_grid, unique_nodes
-from launch.grid_results import make_ablation
-from mlagent_jax.config import Arm, Comparison, Grid, load_grid
+from launch.grid_results import make_ablation, read_curve, spent_by_update
+from mlagent_jax.config import (
+    Arm,
+    Comparison,
+    Grid,
+    apply_overrides,
+    load_config,
+    load_grid,
+)
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.evaluation.ablation import AblationRun, CurvePoint, read_ablations
+from mlagent_jax.train.metrics import MetricsWriter
 
 ROOT = Path(__file__).parents[2]
 GRID = Grid(
@@ -161,6 +169,28 @@ def test_equal_cost_reads_both_curves_where_the_cheaper_one_ends():
         ablation = make_ablation(grid, comparison, measured)
         gains = [v.runs[0].values["gain_held_in"] for v in ablation.variants]
         assert tuple(gains) == expected
+
+
+def test_a_curve_counts_cached_scripts_at_the_time_of_their_first_run(tmp_path):
+    config = load_config(GRID.base, ["env.num_workers=2"])
+    with MetricsWriter(tmp_path) as writer:
+        for step in (1, 2):
+            metrics = {"sample_s": 2.0, "script_all_s": 8.0, "score_s": 1.0}
+            writer.write(step, metrics | {"update_s": 4.0, "num_executions": 50.0})
+    probes = [
+        {"update": u, "split": "held_in", "task": t, "relative_gain_percent": g}
+        for u, t, g in [(0, "a", 0.0), (2, "a", 4.0), (2, "a", 8.0), (2, "b", 10.0)]
+    ]
+    path = tmp_path / "probes.jsonl"
+    path.write_text("".join(json.dumps(p) + "\n" for p in probes))
+    spent = spent_by_update(tmp_path, config)
+    assert spent == [(0.0, 0.0), (11.0, 50.0), (22.0, 100.0)]
+    first, last = read_curve(path, spent)
+    assert (first.update, first.train_seconds, first.num_executions) == (0, 0.0, 0)
+    assert (last.update, last.train_seconds, last.num_executions) == (2, 22.0, 100)
+    assert last.gain_percent == {"held_in": 8.0}  # mean over tasks, each its own mean
+    ahead = apply_overrides(config, ["ppo.max_staleness=1", "ppo.importance_cap=2"])
+    assert spent_by_update(tmp_path, ahead)[-1] == (12.0, 100.0)
 
 
 def test_runs_that_are_missing_are_said_to_be():
