@@ -28,6 +28,7 @@ __all__ = [
     "PreparedFiles",
     "Source",
     "csv_bytes",
+    "hex_ids",
     "hold_out",
     "split_parts",
     "split_rows",
@@ -118,3 +119,12 @@ def split_parts(
 def csv_bytes(table: pd.DataFrame) -> bytes:
     """Returns a CSV file without the index."""
     return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def hex_ids(num: int, digits: int, rng: np.random.Generator) -> list[str]:
+    """Returns `num` different random ids of `digits` hexadecimal digits."""
+    ids: dict[str, None] = {}
+    while len(ids) < num:
+        values = rng.integers(0, 16, (num - len(ids), digits))
+        ids |= dict.fromkeys("".join(f"{v:x}" for v in row) for row in values)
+    return list(ids)

@@ -79,6 +79,8 @@ def test_starters_import_all_that_moves_use(folder):
 def _names_bound_by(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import | ast.ImportFrom):
         return [alias.asname or alias.name for alias in node.names]
+    if isinstance(node, ast.FunctionDef):
+        return [node.name]
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         return [node.id]
     return [node.arg] if isinstance(node, ast.arg) else []

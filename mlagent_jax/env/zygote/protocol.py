@@ -102,7 +102,6 @@ class Report:
       stdout_bytes: written in all, kept or not.
       stderr_bytes: written in all, kept or not.
       events: what looks like tampering, "kind:path".
-      milestones: what the script achieved, see `milestones`.
     """
 
     exit_code: int | None
@@ -114,7 +113,6 @@ class Report:
     stdout_bytes: int
     stderr_bytes: int
     events: tuple[str, ...]
-    milestones: tuple[str, ...] = ()
 
 
 STDOUT, STDERR, SUBMISSION = "stdout", "stderr", "submission"

@@ -9,7 +9,6 @@ import builtins
 import contextlib
 import gc
 import io
-import mmap
 import os
 import random
 import sys
@@ -17,7 +16,7 @@ import threading
 import types
 from typing import NoReturn
 
-from . import confine, milestones
+from . import confine
 
 _OWN_PACKAGE = __package__ or "zygote"
 
@@ -51,12 +50,11 @@ def _open_output(fd: int, errors: str) -> io.TextIOWrapper:
     )
 
 
-def run(script: str, marks: mmap.mmap) -> NoReturn:
+def run(script: str) -> NoReturn:
     """Runs `script` as `__main__` and ends the process as an interpreter would.
 
     Args:
       script: path relative to the working directory.
-      marks: shared with the supervisor, see `milestones`.
     """
     exit_now = os._exit  # the script may replace the module's
     for name in list(sys.modules):
@@ -64,7 +62,6 @@ def run(script: str, marks: mmap.mmap) -> NoReturn:
             del sys.modules[name]
     status = 1
     try:
-        milestones.watch(marks)
         status = _execute(script)
         status = _finish(status)
     finally:
