@@ -26,7 +26,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from mlagent_jax import config as config_lib
-from mlagent_jax.config import RunConfig
+from mlagent_jax.config import Grid, RunConfig
 from mlagent_jax.errors import ConfigError, MlAgentError
 from mlagent_jax.types import from_json, to_json
 
@@ -96,14 +96,39 @@ def run_stage(
     other exception is a bug and keeps its traceback.
     """
 
+    def start() -> None:
+        run = open_run(config_of_run)
+        with _locked(run.workdir / f".{lock}.lock"):
+            main(run)
+
+    _run_program(start)
+
+
+def run_grid(main: Callable[[Grid, Path, Sequence[str]], None]) -> None:
+    """Parses flags and calls `main` with a grid, its directory and `--set` values.
+
+    `--config` is then a file with `get_grid()`; errors end as in `run_stage`.
+    """
+
+    def start() -> None:
+        if _CONFIG.value is None:
+            raise ConfigError("--config is required: a file with get_grid()")
+        grid = config_lib.load_grid(_CONFIG.value)
+        workdir = Path(_WORKDIR.value or f"runs/{grid.name}").resolve()
+        workdir.mkdir(parents=True, exist_ok=True)
+        with _locked(workdir / ".ablate.lock"):
+            main(grid, workdir, _SET.value)
+
+    _run_program(start)
+
+
+def _run_program(start: Callable[[], None]) -> None:
     def absl_main(argv: list[str]) -> None:
         if len(argv) > 1:
             fail(f"unexpected arguments {argv[1:]}; flags are --config --workdir --set")
         die_with_parent()
         try:
-            run = open_run(config_of_run)
-            with _locked(run.workdir / f".{lock}.lock"):
-                main(run)
+            start()
         except MlAgentError as error:
             fail(str(error))
         except OSError as error:

@@ -286,6 +286,8 @@ class ExecResult:
       stderr_bytes: bytes written to standard error before cutting.
       integrity_events: what the sandbox noticed, e.g. "protected_file:data/x".
       is_cached: True if the execution cache answered.
+      milestones: what the sandbox saw the script achieve: "data_read", "ran_to_end",
+        "submission_written"; empty in records of earlier versions.
     """
 
     outcome: Outcome
@@ -300,6 +302,7 @@ class ExecResult:
     stderr_bytes: int
     integrity_events: tuple[str, ...] = ()
     is_cached: bool = False
+    milestones: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

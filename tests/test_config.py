@@ -6,12 +6,15 @@ import pytest
 
 from mlagent_jax.config import (
     CollectConfig,
+    Grid,
     MeshConfig,
     ModelConfig,
     PpoConfig,
     RunConfig,
     apply_override,
+    apply_overrides,
     load_config,
+    load_grid,
 )
 from mlagent_jax.errors import ConfigError
 
@@ -25,7 +28,10 @@ def config():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=str)
 def test_every_config_builds(path):
-    assert isinstance(load_config(str(path)), RunConfig)
+    if "def get_grid" in path.read_text():
+        assert isinstance(load_grid(str(path)), Grid)
+    else:
+        assert isinstance(load_config(str(path)), RunConfig)
 
 
 @pytest.mark.parametrize(
@@ -117,3 +123,14 @@ def test_a_file_without_get_config_is_refused(tmp_path):
     path.write_text("x = 1\n")
     with pytest.raises(ConfigError, match="defines no get_config"):
         load_config(str(path))
+
+
+def test_fields_that_must_fit_each_other_change_together(config):
+    changes = ["ppo.states_per_update=9", "ppo.minibatch_size=72"]
+    changes += ["ppo.micro_batch_size=72", "ppo.mode=episode", "ppo.kl.target=0.1"]
+    changed = apply_overrides(config, changes)
+    assert changed.ppo.rows_per_update == changed.ppo.minibatch_size == 72
+    assert changed.ppo.kl.target == 0.1
+    with pytest.raises(ConfigError, match="minibatch_size = 64: expected a divisor"):
+        apply_overrides(config, changes[:1])
+    assert apply_overrides(config, ["seed=1", "seed=2"]).seed == 2

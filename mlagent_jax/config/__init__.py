@@ -8,10 +8,11 @@ in `__post_init__`, so that a wrong value stops a program before any work.
 from mlagent_jax.config.agent import EnvConfig, PolicyConfig, PromptConfig, SampleConfig
 from mlagent_jax.config.costs import CostConfig
 from mlagent_jax.config.evaluation import EvalConfig
-from mlagent_jax.config.load import apply_override, load_config
+from mlagent_jax.config.grid import Arm, Comparison, Grid, load_grid
+from mlagent_jax.config.load import apply_override, apply_overrides, load_config
 from mlagent_jax.config.model import MeshConfig, ModelConfig, TokenizerConfig
 from mlagent_jax.config.qwen2_5 import qwen2_5
-from mlagent_jax.config.rl import PpoConfig, RewardConfig
+from mlagent_jax.config.rl import KlConfig, PoolConfig, PpoConfig, RewardConfig
 from mlagent_jax.config.run import RunConfig
 from mlagent_jax.config.training import (
     CollectConfig,
@@ -21,14 +22,19 @@ from mlagent_jax.config.training import (
 )
 
 __all__ = [
+    "Arm",
     "CollectConfig",
+    "Comparison",
     "CostConfig",
     "EnvConfig",
     "EvalConfig",
+    "Grid",
+    "KlConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PolicyConfig",
+    "PoolConfig",
     "PpoConfig",
     "PretrainConfig",
     "PromptConfig",
@@ -38,6 +44,8 @@ __all__ = [
     "SftConfig",
     "TokenizerConfig",
     "apply_override",
+    "apply_overrides",
     "load_config",
+    "load_grid",
     "qwen2_5",
 ]

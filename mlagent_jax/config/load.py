@@ -25,6 +25,21 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
       ConfigError: no such file, no `get_config`, or a bad override.
     """
+    module = load_module(path)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={path}: the file defines no get_config()")
+    config = module.get_config()
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"--config={path}: get_config() returned no RunConfig")
+    return apply_overrides(config, overrides)
+
+
+def load_module(path: str) -> types.ModuleType:
+    """Returns the module of a config file.
+
+    Raises:
+      ConfigError: no such file.
+    """
     file = Path(path)
     if not file.is_file():
         found = sorted(str(p) for p in Path("configs").glob("*.py"))
@@ -36,30 +51,49 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config={path}: the file defines no get_config()")
-    config = module.get_config()
-    if not isinstance(config, RunConfig):
-        raise ConfigError(f"--config={path}: get_config() returned no RunConfig")
-    for override in overrides:
-        config = apply_override(config, override)
-    return config
+    return module
 
 
 def apply_override(config: RunConfig, override: str) -> RunConfig:
     """Returns `config` with one `section.field=value` applied.
 
     Raises:
+      ConfigError: as for `apply_overrides`.
+    """
+    return apply_overrides(config, [override])
+
+
+def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Returns `config` with all `section.field=value` applied at once.
+
+    Fields that must fit each other can so be changed together; of two values for one
+    field the last counts.
+
+    Raises:
       ConfigError: no such field (the nearest one is named), or a value of a wrong
         type or range.
     """
-    path, separator, text = override.partition("=")
-    if not separator:
-        raise ConfigError(f"--set {override!r}: expected path=value")
-    return _replace(config, path.strip().split("."), text.strip(), path.strip())
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {override!r}: expected path=value")
+        path, text = path.strip(), text.strip()
+        *sections, name = path.split(".")
+        value = _resolve(config, path.split("."), text, path)
+        section = changes
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return _replace(config, changes)
 
 
-def _replace(config: Any, names: list[str], text: str, full_path: str) -> Any:
+def _resolve(config: Any, names: list[str], text: str, full_path: str) -> Any:
+    """Returns the value of the field that `names` lead to.
+
+    Raises:
+      ConfigError: there is no such field, or the value is of a wrong type.
+    """
     name = names[0]
     fields = [f.name for f in dataclasses.fields(config)]
     if name not in fields:
@@ -75,13 +109,21 @@ def _replace(config: Any, names: list[str], text: str, full_path: str) -> Any:
             raise ConfigError(
                 f"--set {full_path}={text}: {name} = {old!r} has no fields"
             )
-        new = _replace(old, names[1:], text, full_path)
-    else:
-        cls = cast(Any, type(config))
-        hints: dict[str, Any] = typing.get_type_hints(cls)
-        hint = hints[name]
-        new = _parse_value(text, hint, full_path)
-    return dataclasses.replace(config, **{name: new})
+        return _resolve(old, names[1:], text, full_path)
+    cls = cast(Any, type(config))
+    hints: dict[str, Any] = typing.get_type_hints(cls)
+    return _parse_value(text, hints[name], full_path)
+
+
+def _replace(config: Any, changes: dict[str, Any]) -> Any:
+    """Returns `config` with fields replaced; a dict holds changes of a section."""
+    values = {
+        name: _replace(getattr(config, name), cast(dict[str, Any], change))
+        if isinstance(change, dict)
+        else change
+        for name, change in changes.items()
+    }
+    return dataclasses.replace(config, **values)
 
 
 def _parse_value(text: str, annotation: Any, full_path: str) -> Any:

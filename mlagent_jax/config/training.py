@@ -17,7 +17,8 @@ class CollectConfig:
         never trained on.
       ideas_per_task: size of the idea pool (paper: >= 100).
       selected_ideas: kept by farthest-point selection (paper: 10).
-      max_ideas_in_prompt: 1 to this many, at random, go into the first prompt.
+      max_ideas_in_prompt: 1 to this many, at random, go into the first prompt; 0
+        leaves ideas out (no exploration).
       num_in_flight: trajectories that run side by side.
     """
 
@@ -37,10 +38,10 @@ class CollectConfig:
             f"in [1, ideas_per_task = {self.ideas_per_task}]",
         )
         check(
-            1 <= self.max_ideas_in_prompt <= self.selected_ideas,
+            0 <= self.max_ideas_in_prompt <= self.selected_ideas,
             "collect.max_ideas_in_prompt",
             self.max_ideas_in_prompt,
-            f"in [1, selected_ideas = {self.selected_ideas}]",
+            f"in [0, selected_ideas = {self.selected_ideas}]",
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mlagent_jax.data.task_hashes import check_task_hashes
 from mlagent_jax.data.trajectories import TrajectoryFile
 from mlagent_jax.env.environment import advance
 from mlagent_jax.errors import DataError
@@ -47,7 +48,8 @@ class StatePool:
 
     Raises:
       DataError: a trajectory was recorded on a task that is not in `tasks` or has
-        another version now, an id occurs in two files, or there is no state.
+        another version or other contents now, an id occurs in two files, or there
+        is no state.
     """
 
     def __init__(
@@ -57,7 +59,10 @@ class StatePool:
         self._tasks = dict(tasks)
         self._keys: list[_Key] = []
         self._of_task: dict[str, list[int]] = {}
+        self._starts_of_task: dict[str, list[int]] = {}
         seen: dict[str, TrajectoryFile] = {}
+        for folder in {file.path.parent for file in self._files}:
+            check_task_hashes(folder, self._tasks)
         for file_number, file in enumerate(self._files):
             for i, trajectory in enumerate(file):
                 if trajectory.id in seen:
@@ -68,6 +73,9 @@ class StatePool:
                 seen[trajectory.id] = file
                 _check_task(trajectory, self._tasks, file)
                 indices = self._of_task.setdefault(trajectory.task_id, [])
+                if trajectory.steps:
+                    starts = self._starts_of_task.setdefault(trajectory.task_id, [])
+                    starts.append(len(self._keys))
                 for num_steps in range(len(trajectory.steps)):
                     indices.append(len(self._keys))
                     self._keys.append(_Key(file_number, i, num_steps))
@@ -94,22 +102,34 @@ class StatePool:
         The same seed draws the same states. No state comes twice before every
         state of the pool came once.
         """
+        return self._sample_from(self._of_task, seed, n)
+
+    def sample_starts(self, seed: int, n: int) -> list[PoolState]:
+        """Returns `n` random states before a first step, likewise."""
+        return self._sample_from(self._starts_of_task, seed, n)
+
+    def _sample_from(
+        self, of_task: Mapping[str, list[int]], seed: int, n: int
+    ) -> list[PoolState]:
         rng = np.random.default_rng(seed)
         chosen: list[int] = []
         while len(chosen) < n:
-            chosen += self._draw_round_robin(rng, n - len(chosen))
+            chosen += _draw_round_robin(of_task, rng, n - len(chosen))
         return [self.get(i) for i in chosen]
 
-    def _draw_round_robin(self, rng: np.random.Generator, n: int) -> list[int]:
-        """Returns up to `n` distinct states, taking tasks in turn."""
-        names = sorted(name for name, states in self._of_task.items() if states)
-        queues = [rng.permutation(self._of_task[name]).tolist() for name in names]
-        chosen: list[int] = []
-        while len(chosen) < n and any(queues):
-            for k in rng.permutation(len(queues)):
-                if queues[k] and len(chosen) < n:
-                    chosen.append(queues[k].pop())
-        return chosen
+
+def _draw_round_robin(
+    of_task: Mapping[str, list[int]], rng: np.random.Generator, n: int
+) -> list[int]:
+    """Returns up to `n` distinct states, taking tasks in turn."""
+    names = sorted(name for name, states in of_task.items() if states)
+    queues = [rng.permutation(of_task[name]).tolist() for name in names]
+    chosen: list[int] = []
+    while len(chosen) < n and any(queues):
+        for k in rng.permutation(len(queues)):
+            if queues[k] and len(chosen) < n:
+                chosen.append(queues[k].pop())
+    return chosen
 
 
 def state_before(trajectory: Trajectory, num_steps: int) -> State:

@@ -295,6 +295,7 @@ def _make_execution(
         stdout_bytes=report.stdout_bytes,
         stderr_bytes=report.stderr_bytes,
         integrity_events=(*refused, *report.events),
+        milestones=_milestones(report, blobs),
     )
     if result.outcome in CORNER_CASES:
         return Execution(result=result, files=inputs, submission=None)
@@ -308,6 +309,15 @@ def _make_execution(
         },
         submission=blobs.get(protocol.SUBMISSION),
     )
+
+
+def _milestones(report: protocol.Report, blobs: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Returns what was seen from outside: the script's words are no part of it."""
+    seen = {
+        "ran_to_end": report.exit_code == 0 and not report.stop,
+        "submission_written": protocol.SUBMISSION in blobs,
+    }
+    return (*report.milestones, *(name for name, is_seen in seen.items() if is_seen))
 
 
 def _check_inside(path: str) -> None:

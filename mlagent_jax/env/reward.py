@@ -13,8 +13,9 @@ never by text, then gives that class its value:
 
 gain = sign * (m_{t+1} - m_t) / |best - baseline|: the part of the task's headroom that
 the edit won; 0 where a task has no headroom. `paper_v2` leaves it unclipped, so a large
-regression costs more than a crash; `bounded` clips it. Progress is what the sandbox
-measured: 0.5 for a script that failed, 1 for one that ran but left nothing gradable.
+regression costs more than a crash; `bounded` clips it. Progress is the part that a
+failed script reached of what the sandbox watches for: that it read data, ran to its
+end, wrote a submission. That it fitted a model cannot be seen from outside.
 """
 
 import dataclasses
@@ -30,7 +31,8 @@ _StepClass = Literal["invalid", "corner", "error", "neutral", "metric"]
 
 _PAPER_V1 = {"invalid": 0.0, "corner": 0.5, "error": 0.0, "neutral": 0.5}
 _PAPER_V2 = {"invalid": -1.0, "corner": 0.0, "error": -1.0, "neutral": 0.0}
-_PROGRESS = {Outcome.SCRIPT_ERROR: 0.5, Outcome.INVALID_SUBMISSION: 1.0}
+_ERRORS = frozenset({Outcome.SCRIPT_ERROR, Outcome.INVALID_SUBMISSION})
+_MILESTONES = ("data_read", "ran_to_end", "submission_written")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,20 +42,29 @@ class Reward:
     Attributes:
       total: what the learner gets; the sum of `parts`.
       parts: named terms: the class of the step ("invalid", "corner", "error",
-        "neutral" or "metric"), and in `bounded` also "milestone" and "duration".
+        "neutral" or "metric"), in `bounded` also "milestone" and "duration", and
+        with `gap_weight` also "gap".
     """
 
     total: float
     parts: dict[str, float]
 
 
-def compute_reward(step: StepRecord, task: Task, cfg: RewardConfig) -> Reward:
+def compute_reward(
+    step: StepRecord,
+    task: Task,
+    cfg: RewardConfig,
+    *,
+    test_score: float | None = None,
+) -> Reward:
     """Returns the reward of `step` under the preset `cfg.preset`.
 
     Args:
       step: the recorded step.
       task: its task; gives direction, headroom and time limit.
       cfg: preset and knobs.
+      test_score: of the step's submission on the test part of a training task, for
+        the gap penalty; None adds none.
     """
     step_class = _classify(step)
     gain = _gain(step, task)
@@ -70,6 +81,8 @@ def compute_reward(step: StepRecord, task: Task, cfg: RewardConfig) -> Reward:
             parts = {step_class: value}
         case "bounded":
             parts = _bounded_parts(step, step_class, gain, task, cfg)
+    if test_score is not None and step_class == "metric":
+        parts["gap"] = -cfg.gap_weight * _gap(step.score_after, test_score, task, cfg)
     return Reward(total=sum(parts.values()), parts=parts)
 
 
@@ -86,7 +99,7 @@ def _classify(step: StepRecord) -> _StepClass:
         return "invalid"
     if step.outcome in CORNER_CASES:
         return "corner"
-    if step.outcome in _PROGRESS:
+    if step.outcome in _ERRORS:
         return "error"
     if step.is_edit and step.outcome is Outcome.SCORED:
         return "metric"
@@ -98,6 +111,16 @@ def _gain(step: StepRecord, task: Task) -> float:
     if task.headroom == 0:
         return 0.0
     return task.sign * (step.score_after - step.score_before) / task.headroom
+
+
+def _gap(
+    selection_score: float, test_score: float, task: Task, cfg: RewardConfig
+) -> float:
+    """Returns by how much a submission looks better than it is, in [0, 1]."""
+    if task.headroom == 0:
+        return 0.0
+    gap = task.sign * (selection_score - test_score) / task.headroom
+    return min(max(gap - cfg.gap_tolerance, 0.0), 1.0)
 
 
 def _bounded_parts(
@@ -114,8 +137,16 @@ def _bounded_parts(
             parts["duration"] = -cfg.duration_weight * used_frac
         return parts
     if step_class == "error":
-        return {"error": -1.0, "milestone": cfg.milestone * _PROGRESS[step.outcome]}
+        return {"error": -1.0, "milestone": cfg.milestone * _progress(step)}
     return {step_class: -1.0 if step_class == "invalid" else 0.0}
+
+
+def _progress(step: StepRecord) -> float:
+    """Returns the part of the milestones that a failed script reached."""
+    if step.execution is None:
+        return 0.0
+    reached = set(step.execution.milestones)
+    return sum(name in reached for name in _MILESTONES) / len(_MILESTONES)
 
 
 def _sigmoid(x: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mlagent_jax.config import RunConfig
+from mlagent_jax.config import RewardConfig, RunConfig
 from mlagent_jax.errors import DataError
 from mlagent_jax.evaluation import scores
 from mlagent_jax.evaluation.comparison import Comparison, compare, interesting_pairs
@@ -84,7 +84,7 @@ def make_summary(
         "elapsed_s": round(sum(stages.values()), 1),
         "stages": stages,
         "isolation": _isolation(evaluations),
-        "reward_preset": config.ppo.reward.preset,
+        "reward_preset": _reward_name(config.ppo.reward),
         "trajectories_per_task": config.eval.trajectories_per_task,
         "budget": {
             "max_steps": config.eval.max_steps,
@@ -121,6 +121,16 @@ def make_summary(
             "num_states": difference.num,
         }
     return summary
+
+
+def _reward_name(cfg: RewardConfig) -> str:
+    """Returns the preset, and what about it every reader must know."""
+    if cfg.gap_weight == 0:
+        return cfg.preset
+    return (
+        f"{cfg.preset} with a gap penalty, for which training read the test labels of "
+        "held-in tasks: their test scores are no longer independent of it"
+    )
 
 
 def _split_numbers(records: Sequence[EvalRecord], split: Split) -> dict[str, Any]:

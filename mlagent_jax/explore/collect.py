@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mlagent_jax.config import RunConfig
+from mlagent_jax.data.task_hashes import record_task_hashes
 from mlagent_jax.data.trajectories import TrajectoryWriter
 from mlagent_jax.env.runner import TrajectorySpec, run_trajectories
 from mlagent_jax.env.snapshots import SnapshotStore
@@ -72,12 +73,14 @@ def collect(
       on_done: called once for every trajectory, those already there included.
 
     Raises:
-      DataError: the folder's files are damaged, or were collected with other ideas.
+      DataError: the folder's files are damaged, or were collected with other ideas or
+        on other contents of a task.
       TaskError: a task's moves.toml is missing, wrong or too small.
       EnvUnavailableError: some trajectories could not be recorded; the others are.
     """
     ideas = make_idea_pools(config)
     _write_ideas(folder / IDEAS_FILE, ideas)
+    record_task_hashes(folder, tasks)
     plan = plan_trajectories(config, ideas)
     with (
         TrajectoryWriter(folder / EXPERT_FILE) as expert,
@@ -148,7 +151,8 @@ def _make_spec(
 ) -> TrajectorySpec:
     seed = _derive_seed(config.seed, trajectory_id)
     rng = random.Random(seed)
-    num_ideas = rng.randint(1, config.collect.max_ideas_in_prompt)
+    max_ideas = config.collect.max_ideas_in_prompt
+    num_ideas = rng.randint(1, max_ideas) if max_ideas else 0
     return TrajectorySpec(
         id=trajectory_id,
         task_id=task_id,

@@ -1,7 +1,8 @@
 """The critic of PPO: the policy's architecture with a scalar head.
 
 It is a parameter tree of its own over the policy's graph definition; nothing is
-shared with the policy after the start.
+shared with the policy after the start. The head alone can also stand on the policy's
+own hidden states (`ppo.value_model = "shared"`).
 
 Axes: B rows, T tokens, D model width.
 """
@@ -24,13 +25,17 @@ def init_critic(
     The arrays are copies, so that donating one tree leaves the other alive.
     """
     trunk = {name: p for name, p in policy_params.items() if name != "lm_head"}
+    return {"trunk": jax.tree.map(jnp.copy, trunk), **init_value_head(cfg, key)}
+
+
+def init_value_head(cfg: ModelConfig, key: jax.Array) -> qwen2.Params:
+    """Returns {"value_head"}: a small random head for hidden states."""
     noise_D1 = jax.random.normal(key, (cfg.hidden_size, 1), jnp.float32)
     return {
-        "trunk": jax.tree.map(jnp.copy, trunk),
         "value_head": {
             "kernel": noise_D1 * _HEAD_STD * cfg.hidden_size**-0.5,
             "bias": jnp.zeros(1, jnp.float32),
-        },
+        }
     }
 
 
@@ -57,6 +62,11 @@ def values(
         positions_BT,
         segment_ids_BT=segment_ids_BT,
     )
+    return head_values(critic_params, hidden_BTD)
+
+
+def head_values(critic_params: qwen2.Params, hidden_BTD: jax.Array) -> jax.Array:
+    """Returns float32 values_BT that the value head reads off hidden states."""
     head = critic_params["value_head"]
     values_BT1 = hidden_BTD.astype(jnp.float32) @ head["kernel"] + head["bias"]
     return values_BT1[..., 0]

@@ -63,6 +63,28 @@ def token_logprobs(
     hidden_BTD, _ = qwen2.forward(
         graphdef, params, tokens_BT, positions_BT, segment_ids_BT=segment_ids_BT
     )
+    return hidden_logprobs(
+        graphdef,
+        params,
+        hidden_BTD,
+        tokens_BT,
+        segment_ids_BT,
+        temperature=temperature,
+        chunk_size=chunk_size,
+    )
+
+
+def hidden_logprobs(
+    graphdef: nnx.GraphDef[qwen2.Qwen2],
+    params: qwen2.Params,
+    hidden_BTD: jax.Array,
+    tokens_BT: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    temperature: float,
+    chunk_size: int = 128,
+) -> TokenLogprobs:
+    """Returns `token_logprobs` from hidden states that `qwen2.forward` gave."""
 
     @jax.checkpoint
     def score_chunk(

@@ -1,4 +1,4 @@
-"""From step rewards to advantages: token rewards, GAE and whitening on arrays.
+"""From step rewards to advantages: token rewards, estimators and weights on arrays.
 
 Arrays in, arrays out: no parameters, no config, nothing but jax. One row is one
 sample, a state's prompt and the reply to it. Everything happens on the tokens
@@ -13,6 +13,8 @@ Paper A.5: a step is one action, so an episode is one reply and the step reward
 sits on its last token. The definitions are verl's (`core_algos.py`), the
 trainer that the paper names.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,31 +35,53 @@ def last_response_token(mask_BT: Array) -> Array:
     return jnp.where((mask_BT > 0) & (later_BT == 0), 1.0, 0.0)
 
 
-def kl_estimate(logprobs_BT: Array, ref_logprobs_BT: Array, mask_BT: Array) -> Array:
-    """Returns the per-token k1 estimate of the divergence from the reference.
+def kl_terms(
+    logprobs_BT: Array,
+    ref_logprobs_BT: Array,
+    mask_BT: Array,
+    *,
+    estimator: Literal["k1", "k2", "k3"],
+) -> Array:
+    """Returns a per-token estimate of the divergence from the reference.
 
-    k1ₜ = log π(aₜ|sₜ) − log π_ref(aₜ|sₜ), whose mean over tokens of π is
-    KL(π ‖ π_ref); single values may be negative (verl's `kl`).
+    With dₜ = log π(aₜ|sₜ) − log π_ref(aₜ|sₜ):
+
+        k1 = d        k2 = d²/2        k3 = e⁻ᵈ − 1 + d
+
+    The mean of k1 and of k3 over tokens of π is KL(π ‖ π_ref); single values of k1
+    may be negative, those of k2 (biased) and k3 never are. (verl's `kl`, `mse` and
+    `low_var_kl`, without its clip of the result.)
+    http://joschu.net/blog/kl-approx.html. As a term of a loss, only k2 has the
+    gradient of KL(π ‖ π_ref) in the mean; that of k1 is zero.
 
     Args:
       logprobs_BT: of the policy that chose the tokens.
       ref_logprobs_BT: of the frozen reference on the same tokens.
       mask_BT: 1.0 on chosen tokens.
+      estimator: "k1", "k2" or "k3".
     """
-    return keep_masked(logprobs_BT - ref_logprobs_BT, mask_BT)
+    d_BT = keep_masked(logprobs_BT, mask_BT) - keep_masked(ref_logprobs_BT, mask_BT)
+    match estimator:
+        case "k1":
+            return d_BT
+        case "k2":
+            return 0.5 * jnp.square(d_BT)
+        case "k3":
+            # exp(20) is far outside of any sensible divergence, and finite.
+            return jnp.expm1(-jnp.clip(d_BT, -20.0, 20.0)) + d_BT
 
 
 def token_rewards(
-    rewards_B: Array, kl_BT: Array, mask_BT: Array, *, kl_coef: float
+    rewards_B: Array, kl_BT: Array, mask_BT: Array, *, kl_coef: float | Array
 ) -> Array:
     """Returns the reward of each token choice.
 
-    rₜ = R·[t is the last chosen token] − β·k1ₜ
+    rₜ = R·[t is the last chosen token] − β·kₜ
 
     Args:
       rewards_B: step reward R(s, a) of each row, any finite number. It is a
         fraction as a rule, so it must be of floating type.
-      kl_BT: `kl_estimate`.
+      kl_BT: `kl_terms`.
       mask_BT: 1.0 on chosen tokens.
       kl_coef: β, the weight of the penalty, >= 0.
     """
@@ -118,6 +142,89 @@ def generalized_advantages(
     )
     advantages_BT = keep_masked(advantages_TB.T, mask_BT)
     return advantages_BT, advantages_BT + values_BT
+
+
+def group_relative(
+    scores_GN: Array, mask_GN: Array, *, divide_by_std: bool, epsilon: float = 1e-6
+) -> Array:
+    """Returns how much better each sample is than its group (GRPO).
+
+    Aᵢ = (Rᵢ − mean R) / (std R + ε), with the unbiased standard deviation; without
+    `divide_by_std` the numerator alone (Dr. GRPO). https://arxiv.org/abs/2402.03300
+    eq. 4, https://arxiv.org/abs/2503.20783. A sample that is alone has nothing to be
+    compared with: 0.0.
+
+    Axes: G groups (states), N samples of a group.
+
+    Args:
+      scores_GN: reward of each sample.
+      mask_GN: 1.0 on samples that count, 0.0 on dropped ones.
+      divide_by_std: whether groups of much and of little spread weigh alike.
+      epsilon: keeps the division finite.
+    """
+    scores_GN = keep_masked(scores_GN, mask_GN)
+    num_G1 = mask_GN.sum(axis=1, keepdims=True)
+    mean_G1 = scores_GN.sum(axis=1, keepdims=True) / jnp.maximum(num_G1, 1.0)
+    centred_GN = keep_masked(scores_GN - mean_G1, mask_GN)
+    if not divide_by_std:
+        return centred_GN
+    squares_G1 = jnp.square(centred_GN).sum(axis=1, keepdims=True)
+    std_G1 = jnp.sqrt(squares_G1 / jnp.maximum(num_G1 - 1.0, 1.0))
+    return centred_GN / (std_G1 + epsilon)
+
+
+def leave_one_out(scores_GN: Array, mask_GN: Array) -> Array:
+    """Returns the reward of each sample minus the mean of the others (RLOO).
+
+    Aᵢ = Rᵢ − Σ_{j≠i} Rⱼ / (n − 1); https://arxiv.org/abs/2402.14740. Equal to
+    n/(n − 1) times `group_relative` without division. A sample that is alone: 0.0.
+
+    Args:
+      scores_GN: reward of each sample.
+      mask_GN: 1.0 on samples that count, 0.0 on dropped ones.
+    """
+    scores_GN = keep_masked(scores_GN, mask_GN)
+    num_others_G1 = mask_GN.sum(axis=1, keepdims=True) - 1.0
+    others_GN = scores_GN.sum(axis=1, keepdims=True) - scores_GN
+    baseline_GN = others_GN / jnp.maximum(num_others_G1, 1.0)
+    is_compared_GN = mask_GN * (num_others_G1 > 0)
+    return keep_masked(scores_GN - baseline_GN, is_compared_GN)
+
+
+def importance_weights(
+    old_logprobs_BT: Array, behavior_logprobs_BT: Array, mask_BT: Array, *, cap: float
+) -> Array:
+    """Returns min(π_old/π_behaviour, cap) of each chosen token.
+
+    The truncated weights of IMPALA and of decoupled PPO
+    (https://arxiv.org/abs/2110.00641): tokens were drawn from the behaviour policy,
+    the surrogate is built around the old one.
+
+    Args:
+      old_logprobs_BT: of the policy that is about to be updated.
+      behavior_logprobs_BT: of the policy that chose the tokens.
+      mask_BT: 1.0 on chosen tokens.
+      cap: bound, > 0; 1.0 never raises a token's weight.
+    """
+    d_BT = keep_masked(old_logprobs_BT - behavior_logprobs_BT, mask_BT)
+    weights_BT = jnp.minimum(jnp.exp(jnp.clip(d_BT, -20.0, 20.0)), cap)
+    return keep_masked(weights_BT, mask_BT)
+
+
+def duration_weights(durations_B: Array, is_kept_B: Array) -> Array:
+    """Returns each kept sample's duration over the mean of all kept ones.
+
+    wᵢ = Δtᵢ / mean Δt, the duration-aware gradient of
+    https://arxiv.org/abs/2509.01684: an asynchronous learner sees fast actions more
+    often in the same time, which this undoes. Their mean is 1.
+
+    Args:
+      durations_B: seconds, >= 0.
+      is_kept_B: 1.0 on samples that count, else 0.0.
+    """
+    durations_B = keep_masked(durations_B, is_kept_B)
+    mean = durations_B.sum() / jnp.maximum(is_kept_B.sum(), 1.0)
+    return jnp.where(mean > 0, durations_B / jnp.maximum(mean, 1e-9), is_kept_B)
 
 
 def whiten(x_BT: Array, mask_BT: Array, *, epsilon: float = 1e-8) -> Array:

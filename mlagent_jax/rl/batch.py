@@ -4,6 +4,8 @@ A row is one sample: the prompt of a state, the reply to it, padding to a length
 from a short list (`ppo.seq_lens`) so that few shapes are ever compiled. The number
 of rows is fixed too: a dropped sample leaves a row of zeros whose mask is empty.
 A row belongs to one sample alone, so no advantage can land on another's tokens.
+A step of an episode is a row as well; its rows follow each other, and those behind
+its end are empty.
 
 Axis letters: B samples of one update, T token positions.
 """
@@ -11,7 +13,7 @@ Axis letters: B samples of one update, T token positions.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,12 +31,14 @@ class TokenSample:
       reply: sampled token ids, the end-of-turn token included if it was sampled.
       logprobs: behaviour log-probability of each token of `reply`.
       reward: step reward.
+      duration_s: seconds that the action counts for in duration-aware updates.
     """
 
     prompt: Sequence[int]
     reply: Sequence[int]
     logprobs: Sequence[float]
     reward: float
+    duration_s: float = 0.0
 
 
 @jax.tree_util.register_dataclass
@@ -51,6 +55,7 @@ class RolloutBatch:
         response_mask_BT      0    0    1    1    1    0
         behavior_logprobs_BT  0    0  -.4  -.1  -.2    0
         rewards_B           0.7
+        durations_B         3.2
 
     Attributes:
       tokens_BT: int32 token ids; 0 on padding.
@@ -61,6 +66,7 @@ class RolloutBatch:
       behavior_logprobs_BT: float32, log-probability of each chosen token as the
         sampler reported it; 0.0 elsewhere.
       rewards_B: float32 step reward; 0.0 for a dropped sample.
+      durations_B: float32 seconds of the action; 0.0 for a dropped sample.
     """
 
     tokens_BT: Array
@@ -69,6 +75,15 @@ class RolloutBatch:
     response_mask_BT: Array
     behavior_logprobs_BT: Array
     rewards_B: Array
+    durations_B: Array
+
+
+class Scores(NamedTuple):
+    """What the trainer's models say about a rollout, see `PpoBatch`."""
+
+    old_logprobs_BT: Array
+    ref_logprobs_BT: Array
+    values_BT: Array
 
 
 @jax.tree_util.register_dataclass
@@ -89,8 +104,9 @@ class PpoBatch(RolloutBatch):
       old_logprobs_BT: of the policy before the update, computed by the trainer.
       ref_logprobs_BT: of the frozen reference; equal to `old_logprobs_BT` if the
         run has no KL penalty.
-      values_BT: the critic's value of the state before each chosen token.
-      advantages_BT: of each chosen token.
+      values_BT: the critic's value of the state before each chosen token; 0.0
+        without a critic.
+      advantages_BT: of each chosen token, importance and duration weights included.
       returns_BT: the critic's target for each chosen token.
     """
 
@@ -127,6 +143,7 @@ def pad_samples(
     response_mask_BT = np.zeros(shape, np.float32)
     behavior_logprobs_BT = np.zeros(shape, np.float32)
     rewards_B = np.zeros(len(samples), np.float32)
+    durations_B = np.zeros(len(samples), np.float32)
     for row, sample in enumerate(samples):
         if sample is None:
             continue
@@ -139,6 +156,7 @@ def pad_samples(
         response_mask_BT[row, start:end] = 1.0
         behavior_logprobs_BT[row, start:end] = sample.logprobs
         rewards_B[row] = sample.reward
+        durations_B[row] = sample.duration_s
     # Numpy on purpose: the caller decides where and how the rows are placed.
     arrays: dict[str, Any] = dict(
         tokens_BT=tokens_BT,
@@ -147,6 +165,7 @@ def pad_samples(
         response_mask_BT=response_mask_BT,
         behavior_logprobs_BT=behavior_logprobs_BT,
         rewards_B=rewards_B,
+        durations_B=durations_B,
     )
     return RolloutBatch(**arrays)
 

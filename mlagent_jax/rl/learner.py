@@ -4,6 +4,7 @@ Owns what does not change during a run: compiled programs, placement of the stat
 the frozen reference. The state itself belongs to the caller.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from time import monotonic
 from typing import Any
@@ -14,19 +15,16 @@ from jax import Array
 
 from mlagent_jax.config import ModelConfig, PpoConfig, RunConfig
 from mlagent_jax.errors import ConfigError
-from mlagent_jax.model.critic import init_critic
+from mlagent_jax.model.critic import init_critic, init_value_head
 from mlagent_jax.parallel.mesh import DATA, FSDP, make_mesh
 from mlagent_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
-from mlagent_jax.rl.batch import PpoBatch, pad_samples
-from mlagent_jax.rl.ppo import (
-    PpoState,
-    init_ppo_state,
-    make_estimate_fn,
-    make_optimizers,
-    make_ppo_step,
-    make_score_fn,
-)
+from mlagent_jax.rl.batch import pad_samples
+from mlagent_jax.rl.estimate import make_estimate_fn
+from mlagent_jax.rl.kl_control import adapt_kl_coef
+from mlagent_jax.rl.passes import Passes, RowPasses, TokenPasses
+from mlagent_jax.rl.ppo import PpoState, init_ppo_state, make_optimizers
 from mlagent_jax.rl.rollout import Rollout, derive_seed
+from mlagent_jax.rl.token_cut import row_lengths
 from mlagent_jax.train.state import Params
 
 
@@ -63,8 +61,14 @@ class Learner:
         critic_key = jax.random.key(derive_seed(config.seed, "critic"))
 
         def make_state(policy_params: Params) -> PpoState:
-            critic_params = init_critic(model_cfg, policy_params, critic_key)
-            return init_ppo_state(policy_params, critic_params, optimizers)
+            critic_params = None
+            if cfg.has_critic and cfg.value_model == "shared":
+                critic_params = init_value_head(model_cfg, critic_key)
+            elif cfg.has_critic:
+                critic_params = init_critic(model_cfg, policy_params, critic_key)
+            return init_ppo_state(
+                policy_params, critic_params, optimizers, kl_coef=cfg.kl_coef
+            )
 
         abstract_state = jax.eval_shape(make_state, sft_params)
         shardings = tree_shardings(mesh, abstract_state)
@@ -76,24 +80,22 @@ class Learner:
         self._cfg = cfg
         self._seed = config.seed
         self._rows_sharding = batch_sharding(mesh)
-        self._replicated = replicated(mesh)
         self._ref_params = jax.device_put(sft_params, shardings.actor.params)
         self._init = jax.jit(make_state, out_shardings=shardings)
-        self._score = make_score_fn(graphdef, cfg, temperature=temperature)
         self._estimate = make_estimate_fn(cfg)
-        self._take_rows = jax.jit(take_rows)
-        # Indexed by "is the critic warming up?"; compiled when first called.
-        self._steps = {
-            is_warmup: make_ppo_step(
-                graphdef,
-                cfg,
-                optimizers,
-                temperature=temperature,
-                is_warmup=is_warmup,
-                state_shardings=shardings,
-            )
-            for is_warmup in (False, True)
+        self._adapt = jax.jit(self._adapted_kl_coef, out_shardings=replicated(mesh))
+        settings: dict[str, Any] = {
+            "temperature": temperature,
+            "state_shardings": shardings,
+            "replicated": replicated(mesh),
         }
+        self._passes: Passes
+        if cfg.micro_batch_tokens is None:
+            self._passes = RowPasses(graphdef, cfg, optimizers, **settings)
+        else:
+            self._passes = TokenPasses(
+                graphdef, cfg, optimizers, **settings, num_parts=num_parts
+            )
 
     def init_state(self) -> PpoState:
         """Returns the state before the first update."""
@@ -104,39 +106,49 @@ class Learner:
     ) -> tuple[PpoState, dict[str, float]]:
         """Returns the state after one rollout, and metrics; `state` is used up."""
         start = monotonic()
-        batch = jax.device_put(
-            pad_samples(rollout.token_samples(), self._cfg.seq_lens),
-            self._rows_sharding,
+        padded = pad_samples(rollout.token_samples(), self._cfg.seq_lens)
+        lengths = row_lengths(padded.segment_ids_BT)
+        batch = jax.device_put(padded, self._rows_sharding)
+        scores = self._passes.score(state, self._ref_params, batch, lengths)
+        ppo_batch, estimates = jax.block_until_ready(
+            self._estimate(batch, scores, state.kl_coef)
         )
-        scores = self._score(
-            state.actor.params, self._ref_params, state.critic.params, batch
-        )
-        ppo_batch, estimates = jax.block_until_ready(self._estimate(batch, scores))
         scored = monotonic()
-        step = self._steps[rollout.update < self._cfg.critic_warmup_updates]
+        is_warmup = rollout.update < self._cfg.critic_warmup_updates
         steps: list[dict[str, Array]] = []
         for rows in minibatch_rows(self._cfg, self._seed, rollout.update):
-            rows_B = jax.device_put(rows, self._replicated)
-            state, step_metrics = step(state, self._take_rows(ppo_batch, rows_B))
+            state, step_metrics = self._passes.step(
+                state, ppo_batch, rows, lengths, is_warmup=is_warmup
+            )
             steps.append(step_metrics)
         metrics = _to_floats(jax.device_get((estimates, *steps)))
+        if self._cfg.kl.target is not None:
+            metrics["kl_coef"] = float(state.kl_coef)
+            if not is_warmup:
+                kl_coef = self._adapt(state.kl_coef, estimates["kl_to_reference"])
+                state = dataclasses.replace(state, kl_coef=kl_coef)
         metrics["seq_len"] = float(batch.tokens_BT.shape[1])
         metrics["score_s"] = scored - start
         metrics["update_s"] = monotonic() - scored
         return state, metrics
 
-
-def take_rows(batch: PpoBatch, rows_B: Array) -> PpoBatch:
-    """Returns the minibatch of the rows with the given indices."""
-    return jax.tree.map(lambda x: x[rows_B], batch)
+    def _adapted_kl_coef(self, kl_coef: Array, kl: Array) -> Array:
+        target = self._cfg.kl.target
+        assert target is not None
+        return adapt_kl_coef(
+            kl_coef,
+            kl,
+            target=target,
+            horizon=self._cfg.kl.horizon,
+            num_samples=self._cfg.rows_per_update,
+        )
 
 
 def minibatch_rows(cfg: PpoConfig, seed: int, update: int) -> Iterator[np.ndarray]:
     """Yields the rows of each minibatch; every epoch deals all rows out anew."""
-    num_samples = cfg.states_per_update * cfg.samples_per_state
     for epoch in range(cfg.num_epochs):
         rng = np.random.default_rng(derive_seed(seed, update, "epoch", epoch))
-        rows = rng.permutation(num_samples).astype(np.int32)
+        rows = rng.permutation(cfg.rows_per_update).astype(np.int32)
         yield from rows.reshape(-1, cfg.minibatch_size)
 
 

@@ -14,6 +14,7 @@ One update is four stages:
 `train_ppo` is the loop, over any source of rollouts; `run_ppo` connects it to the
 files of a run: fine-tuned policy, trajectories, tasks, workers. Everything random
 follows from (seed, update), so a run that was killed ends with the same parameters.
+`rollout_source` may move stage 1 of an update into stage 4 of the one before.
 """
 
 import math
@@ -37,16 +38,14 @@ from mlagent_jax.model import hf, qwen2
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.parallel.sharding import replicated
 from mlagent_jax.policy.local import LocalPolicy
+from mlagent_jax.rl.collect import collect_rollout
 from mlagent_jax.rl.learner import Learner
+from mlagent_jax.rl.own_states import OwnStates
 from mlagent_jax.rl.ppo import PpoState
 from mlagent_jax.rl.probe import ScoreTrajectory, run_probe
 from mlagent_jax.rl.records import UpdateLog
-from mlagent_jax.rl.rollout import (
-    Rollout,
-    collect_rollout,
-    rollout_metrics,
-    rollout_records,
-)
+from mlagent_jax.rl.rollout import Rollout, rollout_metrics, rollout_records
+from mlagent_jax.rl.rollout_source import CollectRollout, RolloutSource
 from mlagent_jax.text.tokenizer import Tokenizer
 from mlagent_jax.train.checkpoint import Checkpoints, load_params
 from mlagent_jax.train.lm import Progress
@@ -54,8 +53,6 @@ from mlagent_jax.train.metrics import MetricsWriter
 from mlagent_jax.train.state import Params
 from mlagent_jax.types import to_json
 
-# (update, policy parameters) -> samples of the update
-CollectRollout = Callable[[int, Params], Rollout]
 # policy parameters -> records of the Figure-4 curve
 Probe = Callable[[Params], list[dict[str, Any]]]
 
@@ -96,7 +93,13 @@ def run_ppo(
     held_in = {task_id: tasks[task_id] for task_id in config.held_in}
     store = SnapshotStore(workdir / "trajectories")
     experts = TrajectoryFile(workdir / "trajectories" / "expert.jsonl")
-    states = StatePool([experts], held_in)
+    states = OwnStates(
+        StatePool([experts], held_in),
+        held_in,
+        workdir / "ppo" / "own_states.jsonl",
+        config.ppo,
+        config.env.max_steps,
+    )
     sft_params = load_sft_params(workdir, model_cfg)
     mesh = make_mesh(config.mesh)
     with ExitStack() as stack:
@@ -148,6 +151,7 @@ def run_ppo(
             collect=collect,
             probe=probe,
             progress=progress,
+            own_states=states if config.ppo.pool.own_frac > 0 else None,
         )
 
 
@@ -174,6 +178,7 @@ def train_ppo(
     collect: CollectRollout,
     probe: Probe,
     progress: Progress,
+    own_states: OwnStates | None = None,
 ) -> PpoState:
     """Trains to the last update, from the newest checkpoint if there is one.
 
@@ -187,6 +192,7 @@ def train_ppo(
       probe: evaluates the policy before the first update, every `probe_every`
         updates and after the last.
       progress: makes progress bars.
+      own_states: gets every rollout before the next one is collected.
 
     Raises:
       ConfigError: the directory holds checkpoints of other settings.
@@ -214,13 +220,24 @@ def train_ppo(
         rollouts = enter(UpdateLog(directory / "rollouts.jsonl", first))
         # The policy after `first` updates may have been probed already.
         probes = enter(UpdateLog(directory / "probes.jsonl", first + 1))
+        source = enter(
+            RolloutSource(collect, directory, is_ahead=cfg.max_staleness == 1)
+        )
+        if own_states is not None:
+            own_states.open(first)
+            stack.callback(own_states.close)
         bar = enter(progress(cfg.num_updates, "ppo", "update", first))
         for update in range(first, cfg.num_updates):
             _probe_if_due(cfg, update, probe, state, probes, train_s)
             start = monotonic()
-            rollout = collect(update, state.actor.params)
+            rollout = source.take(update, state.actor.params)
             rollouts.append(update, rollout_records(rollout))
+            if own_states is not None:
+                own_states.add(rollout)
+            if update + 1 < cfg.num_updates:
+                source.begin(update + 1, state.actor.params)
             state, metrics = learner.update(state, rollout)
+            source.wait()
             train_s += monotonic() - start
             metrics |= rollout_metrics(rollout) | {"train_s": train_s}
             done = update + 1
@@ -228,6 +245,7 @@ def train_ppo(
             _check_finite(metrics, done, checkpoints)
             if done % cfg.checkpoint_every == 0 or done == cfg.num_updates:
                 meta = {"identity": identity, "train_s": train_s}
+                source.save(checkpoints.steps())
                 checkpoints.save(done, state, meta)
             bar.update(1)
             bar.set_postfix_str(f"reward {metrics['reward_mean']:.3f}", refresh=False)
@@ -263,6 +281,11 @@ def _check_config(config: RunConfig) -> None:
         raise ConfigError(
             f"ppo.seq_lens = {config.ppo.seq_lens}: expected the last to be at least "
             f"prompt.max_prompt_tokens + sample.max_reply_tokens = {longest}"
+        )
+    if config.ppo.max_staleness > 0 and jax.process_count() > 1:
+        raise ConfigError(
+            "ppo.max_staleness = 1: expected 0 on several hosts, whose collective "
+            "steps must not run in two orders at once"
         )
     if config.sample.temperature == 0:
         raise ConfigError("sample.temperature = 0.0: PPO needs a policy that explores")

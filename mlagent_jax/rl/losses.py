@@ -94,10 +94,10 @@ def clipped_value_loss(
     returns_BT: Array,
     mask_BT: Array,
     *,
-    value_clip: float,
+    value_clip: float | None,
     num_tokens: Array,
 ) -> Array:
-    """Returns the critic's squared error with a bounded step.
+    """Returns the critic's squared error, its step bounded by c if there is one.
 
     L = ½ Σₜ max((V−R)², (clip(V, V_old−c, V_old+c) − R)²) / n
 
@@ -106,18 +106,18 @@ def clipped_value_loss(
       old_values_BT: V_old, of the critic before the update.
       returns_BT: R, its targets; constants.
       mask_BT: 1.0 on chosen tokens.
-      value_clip: c > 0.
+      value_clip: c > 0; None leaves the plain squared error.
       num_tokens: n, the chosen tokens of the whole minibatch.
     """
     new_values_BT = _keep(new_values_BT, mask_BT)
     old_values_BT = _keep(old_values_BT, mask_BT)
     returns_BT = _keep(returns_BT, mask_BT)
-    clipped_BT = jnp.clip(
-        new_values_BT, old_values_BT - value_clip, old_values_BT + value_clip
-    )
-    error_BT = jnp.maximum(
-        jnp.square(new_values_BT - returns_BT), jnp.square(clipped_BT - returns_BT)
-    )
+    error_BT = jnp.square(new_values_BT - returns_BT)
+    if value_clip is not None:
+        clipped_BT = jnp.clip(
+            new_values_BT, old_values_BT - value_clip, old_values_BT + value_clip
+        )
+        error_BT = jnp.maximum(error_BT, jnp.square(clipped_BT - returns_BT))
     return 0.5 * masked_mean(error_BT, mask_BT, num_tokens=num_tokens)
 
 

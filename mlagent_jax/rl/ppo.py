@@ -1,9 +1,10 @@
-"""The device side of step-wise PPO: score a rollout, estimate advantages, update.
+"""The state of PPO and its update: one jitted pure function a minibatch.
 
 Actor, critic and reference are parameter trees over one graph definition; the
-critic is a whole second model with a value head (paper A.5, as verl does it).
-`make_score_fn`, `make_estimate_fn` and `make_ppo_step` each return one jitted pure
-function; `learner` calls them in that order.
+critic is a whole second model with a value head (paper A.5, as verl does it), a head
+on the policy, or absent (`objective`). The function that scores a rollout is in
+`objective`, the one that estimates advantages in `estimate`; `learner` calls all
+three in that order.
 
 Axis letters: A micro-batches that accumulate one gradient, B samples, T tokens.
 """
@@ -18,11 +19,8 @@ import optax
 from jax import Array
 
 from mlagent_jax.config import PpoConfig
-from mlagent_jax.model.critic import values
-from mlagent_jax.model.logprobs import token_logprobs
-from mlagent_jax.rl import advantages as advantages_lib
-from mlagent_jax.rl import losses
-from mlagent_jax.rl.batch import PpoBatch, RolloutBatch
+from mlagent_jax.rl.batch import PpoBatch
+from mlagent_jax.rl.objective import Loss, make_losses, split_micro_batches
 from mlagent_jax.train.optimizer import make_optimizer
 from mlagent_jax.train.state import Params, TrainState, apply_gradients, init_state
 
@@ -36,11 +34,13 @@ class PpoState:
 
     Attributes:
       actor: the policy and its optimizer.
-      critic: the value model and its optimizer.
+      critic: the value model (or head) and its optimizer; None without one.
+      kl_coef: float32 weight of the KL penalty in the next rollout.
     """
 
     actor: TrainState
-    critic: TrainState
+    critic: TrainState | None
+    kl_coef: Array
 
 
 class PpoOptimizers(NamedTuple):
@@ -50,19 +50,7 @@ class PpoOptimizers(NamedTuple):
     critic: optax.GradientTransformation
 
 
-class Scores(NamedTuple):
-    """What the trainer's models say about a rollout, see `PpoBatch`."""
-
-    old_logprobs_BT: Array
-    ref_logprobs_BT: Array
-    values_BT: Array
-
-
-ScoreFn = Callable[[Params, Params, Params, RolloutBatch], Scores]
-EstimateFn = Callable[[RolloutBatch, Scores], tuple[PpoBatch, Metrics]]
 PpoStep = Callable[[PpoState, PpoBatch], tuple[PpoState, Metrics]]
-# (parameters, micro-batch, chosen tokens of the minibatch) -> loss, metrics
-LossFn = Callable[[Params, PpoBatch, Array], tuple[Array, Metrics]]
 
 
 def make_optimizers(cfg: PpoConfig) -> PpoOptimizers:
@@ -70,8 +58,7 @@ def make_optimizers(cfg: PpoConfig) -> PpoOptimizers:
 
     The actor's starts when the critic's warm-up is over.
     """
-    num_samples = cfg.states_per_update * cfg.samples_per_state
-    steps_per_update = cfg.num_epochs * (num_samples // cfg.minibatch_size)
+    steps_per_update = cfg.num_epochs * (cfg.rows_per_update // cfg.minibatch_size)
     num_actor_updates = max(cfg.num_updates - cfg.critic_warmup_updates, 1)
     return PpoOptimizers(
         actor=make_optimizer(cfg.actor, num_actor_updates * steps_per_update),
@@ -80,95 +67,25 @@ def make_optimizers(cfg: PpoConfig) -> PpoOptimizers:
 
 
 def init_ppo_state(
-    policy_params: Params, critic_params: Params, optimizers: PpoOptimizers
+    policy_params: Params,
+    critic_params: Params | None,
+    optimizers: PpoOptimizers,
+    *,
+    kl_coef: float = 0.0,
 ) -> PpoState:
     """Returns the state before the first update; it owns a copy of the policy.
 
     Updates consume their state, and the policy lives on as the reference.
     """
     policy_params = jax.tree.map(jnp.copy, policy_params)
+    critic = None
+    if critic_params is not None:
+        critic = init_state(critic_params, optimizers.critic)
     return PpoState(
         actor=init_state(policy_params, optimizers.actor),
-        critic=init_state(critic_params, optimizers.critic),
+        critic=critic,
+        kl_coef=jnp.float32(kl_coef),
     )
-
-
-def make_score_fn(graphdef: Any, cfg: PpoConfig, *, temperature: float) -> ScoreFn:
-    """Returns a function (actor, reference, critic parameters, batch) -> `Scores`.
-
-    The old log-probabilities are computed here rather than taken from the sampler,
-    whose kernels and dtype differ; the ratio then starts at 1. Without KL
-    penalty the reference is neither read nor run and may be None.
-
-    Args:
-      graphdef: of the model.
-      cfg: micro-batch size and whether there is a KL penalty.
-      temperature: of the sampler, > 0; the policy is the distribution it draws from.
-    """
-
-    def score(
-        actor_params: Params,
-        ref_params: Params,
-        critic_params: Params,
-        batch: RolloutBatch,
-    ) -> Scores:
-        def score_micro_batch(micro: RolloutBatch) -> Scores:
-            old_logprobs_BT = _score(graphdef, actor_params, micro, temperature)[0]
-            ref_logprobs_BT = old_logprobs_BT
-            if cfg.kl_coef > 0:
-                ref_logprobs_BT = _score(graphdef, ref_params, micro, temperature)[0]
-            return Scores(
-                old_logprobs_BT=old_logprobs_BT,
-                ref_logprobs_BT=ref_logprobs_BT,
-                values_BT=_values_before(graphdef, critic_params, micro),
-            )
-
-        micro_batches = _split_micro_batches(batch, cfg.micro_batch_size)
-        return _join_micro_batches(jax.lax.map(score_micro_batch, micro_batches))
-
-    return jax.jit(score)
-
-
-def make_estimate_fn(cfg: PpoConfig) -> EstimateFn:
-    """Returns a function (batch, scores) -> (`PpoBatch`, metrics of the rollout).
-
-    Advantages and their whitening span the rollout, so this comes before it is cut
-    into minibatches.
-
-    Args:
-      cfg: KL weight, gamma, lambda, whitening.
-    """
-
-    def estimate(batch: RolloutBatch, scores: Scores) -> tuple[PpoBatch, Metrics]:
-        mask_BT = batch.response_mask_BT
-        kl_BT = advantages_lib.kl_estimate(
-            scores.old_logprobs_BT, scores.ref_logprobs_BT, mask_BT
-        )
-        rewards_BT = advantages_lib.token_rewards(
-            batch.rewards_B, kl_BT, mask_BT, kl_coef=cfg.kl_coef
-        )
-        advantages_BT, returns_BT = advantages_lib.generalized_advantages(
-            rewards_BT,
-            scores.values_BT,
-            mask_BT,
-            gamma=cfg.gamma,
-            gae_lambda=cfg.gae_lambda,
-        )
-        metrics = _rollout_metrics(batch, scores, kl_BT, advantages_BT, returns_BT)
-        if cfg.whiten_advantages:
-            advantages_BT = advantages_lib.whiten(advantages_BT, mask_BT)
-        ppo_batch = PpoBatch(
-            **{f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)},
-            **{
-                k: advantages_lib.keep_masked(v, mask_BT)
-                for k, v in scores._asdict().items()
-            },
-            advantages_BT=advantages_BT,
-            returns_BT=returns_BT,
-        )
-        return ppo_batch, metrics
-
-    return jax.jit(estimate)
 
 
 def make_ppo_step(
@@ -189,175 +106,79 @@ def make_ppo_step(
       graphdef: of the model.
       cfg: clip ranges, weights, micro-batch size.
       optimizers: made the state's optimizer states.
-      temperature: as for `make_score_fn`.
+      temperature: as for `objective.make_score_fn`.
       is_warmup: True trains the critic alone and returns the actor as it is.
       state_shardings: where the state lives; None leaves it to the compiler.
     """
-    actor_loss = _make_actor_loss(graphdef, cfg, temperature)
-    critic_loss = _make_critic_loss(graphdef, cfg)
+    losses = make_losses(graphdef, cfg, temperature, is_warmup=is_warmup)
 
     def step(state: PpoState, batch: PpoBatch) -> tuple[PpoState, Metrics]:
         num_tokens = batch.response_mask_BT.sum()
-        micro_batches = _split_micro_batches(batch, cfg.micro_batch_size)
-        grads, metrics = _accumulate(
-            critic_loss, state.critic.params, micro_batches, num_tokens
-        )
-        metrics["critic_grad_norm"] = optax.tree.norm(grads)
-        critic = apply_gradients(state.critic, grads, optimizers.critic)
-        if is_warmup:
-            return PpoState(actor=state.actor, critic=critic), metrics
-        grads, actor_metrics = _accumulate(
-            actor_loss, state.actor.params, micro_batches, num_tokens
-        )
-        metrics |= actor_metrics | {"actor_grad_norm": optax.tree.norm(grads)}
-        actor = apply_gradients(state.actor, grads, optimizers.actor)
-        return PpoState(actor=actor, critic=critic), metrics
+        micro_batches = split_micro_batches(batch, cfg.micro_batch_size)
+        params = trees(state)
+        metrics: Metrics = {}
+        for loss in losses:
+            grads, part = _accumulate(
+                loss, params, micro_batches, num_tokens, state.kl_coef
+            )
+            state, norms = apply_named(state, grads, optimizers)
+            metrics |= part | norms
+        return state, metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
 
 
-def _make_actor_loss(graphdef: Any, cfg: PpoConfig, temperature: float) -> LossFn:
-    def actor_loss(
-        params: Params, batch: PpoBatch, num_tokens: Array
-    ) -> tuple[Array, Metrics]:
-        mask_BT = batch.response_mask_BT
-        new_logprobs_BT, entropy_BT = _score(graphdef, params, batch, temperature)
-        log_ratio_BT = losses.log_ratio(new_logprobs_BT, batch.old_logprobs_BT, mask_BT)
-        ratio_BT = jnp.exp(log_ratio_BT)
-        policy_loss = losses.clipped_surrogate(
-            ratio_BT,
-            batch.advantages_BT,
-            mask_BT,
-            clip_eps=cfg.clip_eps,
-            num_tokens=num_tokens,
-        )
-        entropy = losses.masked_mean(entropy_BT, mask_BT, num_tokens=num_tokens)
-        metrics = {
-            "policy_loss": policy_loss,
-            "entropy": entropy,
-            "approx_kl": losses.approximate_kl(
-                log_ratio_BT, mask_BT, num_tokens=num_tokens
-            ),
-            "clip_frac": losses.clip_fraction(
-                ratio_BT,
-                batch.advantages_BT,
-                mask_BT,
-                clip_eps=cfg.clip_eps,
-                num_tokens=num_tokens,
-            ),
-        }
-        return policy_loss - cfg.entropy_coef * entropy, metrics
-
-    return actor_loss
+def trees(state: PpoState) -> dict[str, Params]:
+    """Returns name -> parameters of the models that there are."""
+    found = {"actor": state.actor.params}
+    if state.critic is not None:
+        found["critic"] = state.critic.params
+    return found
 
 
-def _make_critic_loss(graphdef: Any, cfg: PpoConfig) -> LossFn:
-    def critic_loss(
-        params: Params, batch: PpoBatch, num_tokens: Array
-    ) -> tuple[Array, Metrics]:
-        value_loss = losses.clipped_value_loss(
-            _values_before(graphdef, params, batch),
-            batch.values_BT,
-            batch.returns_BT,
-            batch.response_mask_BT,
-            value_clip=cfg.value_clip,
-            num_tokens=num_tokens,
-        )
-        return cfg.value_coef * value_loss, {"value_loss": value_loss}
-
-    return critic_loss
+def apply_named(
+    state: PpoState, grads: dict[str, Params], optimizers: PpoOptimizers
+) -> tuple[PpoState, Metrics]:
+    """Returns the state with the named models updated, and their gradient norms."""
+    metrics: Metrics = {}
+    for name, tree in grads.items():
+        metrics[f"{name}_grad_norm"] = optax.tree.norm(tree)
+        model = apply_gradients(getattr(state, name), tree, getattr(optimizers, name))
+        state = dataclasses.replace(state, **{name: model})
+    return state, metrics
 
 
-def _score(
-    graphdef: Any, params: Params, batch: RolloutBatch, temperature: float
-) -> tuple[Array, Array]:
-    scored = token_logprobs(
-        graphdef,
-        params,
-        batch.tokens_BT,
-        batch.positions_BT,
-        batch.segment_ids_BT,
-        temperature=temperature,
-    )
-    return scored.logprobs_BT, scored.entropy_BT
+def loss_gradient(
+    loss: Loss,
+    params: dict[str, Params],
+    micro: PpoBatch,
+    num_tokens: Array,
+    kl_coef: Array,
+) -> tuple[dict[str, Params], Metrics]:
+    """Returns the gradient for the trees that `loss` trains, and its metrics."""
 
+    def of_trained(trained: dict[str, Params]) -> tuple[Array, Metrics]:
+        return loss.fn(params | trained, micro, num_tokens, kl_coef)
 
-def _values_before(graphdef: Any, critic_params: Params, batch: RolloutBatch) -> Array:
-    """Returns the value of the state before each token.
-
-    The critic's output at t has read token t; the choice of token t was made one
-    position earlier. Nothing precedes the first token: 0.0.
-    """
-    values_BT = values(
-        graphdef,
-        critic_params,
-        batch.tokens_BT,
-        batch.positions_BT,
-        batch.segment_ids_BT,
-    )
-    return jnp.pad(values_BT[:, :-1], ((0, 0), (1, 0)))
-
-
-def _split_micro_batches(batch: Any, micro_batch_size: int) -> Any:
-    """Returns every (B, ...) array of `batch` as (A, micro_batch_size, ...).
-
-    Micro-batch a has the rows a, a + A, ...: dealing rows out like cards keeps every
-    micro-batch spread over all devices.
-    """
-
-    def split(x: Array) -> Array:
-        return x.reshape(micro_batch_size, -1, *x.shape[1:]).swapaxes(0, 1)
-
-    return jax.tree.map(split, batch)
-
-
-def _join_micro_batches(batch: Any) -> Any:
-    """Undoes `_split_micro_batches`."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), batch)
+    trained = {name: params[name] for name in loss.trains}
+    return jax.grad(of_trained, has_aux=True)(trained)
 
 
 def _accumulate(
-    loss_fn: LossFn,
-    params: Params,
+    loss: Loss,
+    params: dict[str, Params],
     micro_batches: PpoBatch,
     num_tokens: Array,
-) -> tuple[Params, Metrics]:
+    kl_coef: Array,
+) -> tuple[dict[str, Params], Metrics]:
     """Returns the sums of gradients and metrics over the micro-batches."""
 
-    def add(total: Params, micro: PpoBatch) -> tuple[Params, Metrics]:
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(params, micro, num_tokens)
+    def add(
+        total: dict[str, Params], micro: PpoBatch
+    ) -> tuple[dict[str, Params], Metrics]:
+        grads, metrics = loss_gradient(loss, params, micro, num_tokens, kl_coef)
         return jax.tree.map(jnp.add, total, grads), metrics
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(jnp.zeros_like, {name: params[name] for name in loss.trains})
     grads, metrics_A = jax.lax.scan(add, zeros, micro_batches)
     return grads, jax.tree.map(lambda x_A: x_A.sum(axis=0), metrics_A)
-
-
-def _rollout_metrics(
-    batch: RolloutBatch,
-    scores: Scores,
-    kl_BT: Array,
-    advantages_BT: Array,
-    returns_BT: Array,
-) -> Metrics:
-    mask_BT = batch.response_mask_BT
-    num_tokens = mask_BT.sum()
-    mismatch_BT = advantages_lib.keep_masked(
-        jnp.abs(scores.old_logprobs_BT - batch.behavior_logprobs_BT), mask_BT
-    )
-
-    def mean(x_BT: Array) -> Array:
-        return losses.masked_mean(x_BT, mask_BT, num_tokens=num_tokens)
-
-    return {
-        "response_tokens": num_tokens,
-        "logprob_mismatch": mean(mismatch_BT),
-        "logprob_mismatch_max": mismatch_BT.max(),
-        "kl_to_reference": mean(kl_BT),
-        "advantage_std": jnp.sqrt(mean(jnp.square(advantages_BT))),
-        "value_mean": mean(scores.values_BT),
-        "return_mean": mean(returns_BT),
-        "explained_variance": losses.explained_variance(
-            scores.values_BT, returns_BT, mask_BT
-        ),
-    }

@@ -1,29 +1,21 @@
-"""One rollout of step-wise RL on the host: states -> replies -> steps -> rewards.
+"""The records of one rollout: what was sampled, what came of it, in numbers and lines.
 
-Each sample is one action from one state of the pool (paper A.5). Replies go to CPU
-workers as they finish while the sampler goes on (`env.runner.run_steps`); the
-result is in the order of the states and does not depend on what finished when.
+`collect` makes rollouts; here are only the records, their metrics and the tokens that
+the learner reads.
 """
 
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from time import monotonic
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from mlagent_jax.config import RunConfig
-from mlagent_jax.data.state_pool import PoolState, StatePool
-from mlagent_jax.env.reward import Reward, compute_reward
-from mlagent_jax.env.runner import StepJob, run_steps
-from mlagent_jax.env.snapshots import SnapshotStore
-from mlagent_jax.env.worker_pool import WorkerPool
-from mlagent_jax.errors import EnvUnavailableError
-from mlagent_jax.policy.base import Policy, Reply, Request
+from mlagent_jax.env.reward import Reward
+from mlagent_jax.policy.base import Reply
 from mlagent_jax.rl.batch import TokenSample
-from mlagent_jax.types import Outcome, StepRecord, Task
+from mlagent_jax.types import Outcome, State, StepRecord, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +28,8 @@ class Sample:
       reply: what the policy wrote.
       step: what the environment made of it.
       reward: of the step.
+      state: where the action started; None where it is not kept, as on the disk.
+      duration_s: seconds that the action counts for in duration-aware updates.
     """
 
     state_id: str
@@ -43,6 +37,8 @@ class Sample:
     reply: Reply
     step: StepRecord
     reward: Reward
+    state: State | None = None
+    duration_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,14 +60,15 @@ class Rollout:
 
     Attributes:
       update: index of the update, from 0.
-      samples: in the order of the states; dropped ones keep their place.
+      samples: in the order of the states (in mode "episode": of episodes, then of
+        steps); dropped ones keep their place, None is behind the end of an episode.
       rollout_s: wall-clock seconds it took.
       sample_s: part of them that the policy was computing; in the rest it waited
         for workers.
     """
 
     update: int
-    samples: tuple[Sample | DroppedSample, ...]
+    samples: tuple[Sample | DroppedSample | None, ...]
     rollout_s: float = 0.0
     sample_s: float = 0.0
 
@@ -98,84 +95,12 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
 
 
-def collect_rollout(
-    update: int,
-    *,
-    config: RunConfig,
-    policy: Policy,
-    workers: WorkerPool,
-    states: StatePool,
-    tasks: Mapping[str, Task],
-    store: SnapshotStore,
-) -> Rollout:
-    """Returns the samples of update number `update`.
-
-    States and seeds follow from (config.seed, update), so the same policy gives the
-    same rollout again.
-
-    Args:
-      update: index of the update, from 0.
-      config: its `ppo`, `prompt` and `env` sections are used.
-      policy: whose replies are sampled; must report tokens and log-probabilities.
-      workers: execute the actions.
-      states: pool to draw from.
-      tasks: task id -> task.
-      store: snapshots of the states.
-
-    Raises:
-      EnvUnavailableError: no sample of the rollout survived.
-    """
-    start = monotonic()
-    timed_policy = _TimedPolicy(policy)
-    cfg = config.ppo
-    drawn = states.sample(derive_seed(config.seed, update), cfg.states_per_update)
-    pool_states = [s for s in drawn for _ in range(cfg.samples_per_state)]
-    jobs = [
-        StepJob(
-            id=f"{update:05d}/{index:05d}",
-            state=pool_state.state,
-            seed=derive_seed(config.seed, update, index),
-            ideas=(),
-        )
-        for index, pool_state in enumerate(pool_states)
-    ]
-    answers = {
-        job.id: (reply, step)
-        for job, reply, step in run_steps(
-            jobs,
-            policy=timed_policy,
-            pool=workers,
-            tasks=tasks,
-            store=store,
-            prompt=config.prompt,
-            env=config.env,
-            # All at once: which requests share a decode batch must not depend on
-            # when earlier actions happened to finish.
-            num_in_flight=len(jobs),
-        )
-    }
-    rollout = Rollout(
-        update=update,
-        samples=tuple(
-            _make_sample(pool_state, *answers[job.id], config)
-            for job, pool_state in zip(jobs, pool_states, strict=True)
-        ),
-        rollout_s=monotonic() - start,
-        sample_s=timed_policy.busy_s,
-    )
-    if not rollout.kept():
-        raise EnvUnavailableError(
-            f"update {update}: all {len(jobs)} samples were dropped: "
-            f"{dict(rollout.dropped())}"
-        )
-    return rollout
-
-
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """Returns the numbers that describe a rollout; means are over kept samples.
 
     "improving" is a step whose score is better than the one before it; "cut" a reply
-    that reached the token limit; `script_s` sums over scripts that really ran.
+    that reached the token limit; `script_s` sums over scripts that really ran,
+    `script_all_s` counts those that the cache answered at the time of their first run.
     """
     samples = list(rollout.kept().values())
     steps = [sample.step for sample in samples]
@@ -191,7 +116,9 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "cut_rate": _mean(s.reply.finish == "length" for s in samples),
         "num_dropped": float(rollout.dropped().total()),
         "cached_frac": _mean(e.is_cached for e in executions),
+        "num_executions": float(len(executions)),
         "script_s": sum(e.wall_s for e in executions if not e.is_cached),
+        "script_all_s": sum(e.wall_s for e in executions),
         "rollout_s": rollout.rollout_s,
         "sample_s": rollout.sample_s,
     }
@@ -208,50 +135,10 @@ def rollout_records(rollout: Rollout) -> list[dict[str, Any]]:
     ]
 
 
-class _TimedPolicy:
-    """A policy that counts the seconds it spends computing."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.name = policy.name
-        self.busy_s = 0.0
-        self._policy = policy
-
-    def submit(self, request: Request) -> None:
-        self._policy.submit(request)
-
-    def poll(self) -> list[Reply]:
-        start = monotonic()
-        replies = self._policy.poll()
-        self.busy_s += monotonic() - start
-        return replies
-
-    def num_pending(self) -> int:
-        return self._policy.num_pending()
-
-    def close(self) -> None:
-        self._policy.close()
-
-
 def _mean(values: Iterable[float]) -> float:
     """Returns the mean, 0.0 of nothing."""
     numbers = [float(value) for value in values]
     return sum(numbers) / max(len(numbers), 1)
-
-
-def _make_sample(
-    pool_state: PoolState, reply: Reply, step: StepRecord | None, config: RunConfig
-) -> Sample | DroppedSample:
-    if step is None:
-        reasons = {"error": "policy_error", "prompt_too_long": "prompt_too_long"}
-        reason = reasons.get(reply.finish, "env_failed")
-        return DroppedSample(state_id=pool_state.id, reason=reason)
-    return Sample(
-        state_id=pool_state.id,
-        task=pool_state.task,
-        reply=reply,
-        step=step,
-        reward=compute_reward(step, pool_state.task, config.ppo.reward),
-    )
 
 
 def _token_sample(sample: Sample) -> TokenSample:
@@ -260,6 +147,7 @@ def _token_sample(sample: Sample) -> TokenSample:
         reply=sample.reply.tokens,
         logprobs=sample.reply.logprobs,
         reward=sample.reward.total,
+        duration_s=sample.duration_s,
     )
 
 

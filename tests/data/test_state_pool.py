@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from mlagent_jax.data.state_pool import StatePool
+from mlagent_jax.data.task_hashes import record_task_hashes
 from mlagent_jax.data.trajectories import TrajectoryFile, TrajectoryWriter
 from mlagent_jax.errors import DataError
 from mlagent_jax.types import Action, ActionKind, Outcome
@@ -108,3 +109,25 @@ def test_no_state_at_all_is_refused(tmp_path):
     file = write(tmp_path / "x.jsonl", [make_trajectory("t", ())])
     with pytest.raises(DataError, match="no state in"):
         StatePool([file], TASKS)
+
+
+def test_a_task_that_changed_since_is_refused_by_its_hash(tmp_path):
+    file = make_many(tmp_path, {"toy": 1})
+    record_task_hashes(tmp_path, TASKS)
+    StatePool([file], TASKS)
+    moved = make_task(public_dir=tmp_path)
+    StatePool([file], {"toy": moved})  # where it lies does not matter
+    for change in ({"file_hashes": {"public/a": "1"}}, {"starter": {"train.py": ""}}):
+        changed = {"toy": make_task(**change)}
+        with pytest.raises(DataError, match=r"tasks \['toy'\] have changed since"):
+            StatePool([file], changed)
+        with pytest.raises(DataError, match="have changed since"):
+            record_task_hashes(tmp_path, changed)
+
+
+def test_starts_are_the_states_before_a_first_step(tmp_path):
+    pool = StatePool([make_many(tmp_path, {"toy": 2, "other": 1})], TASKS)
+    starts = pool.sample_starts(seed=0, n=5)
+    assert all(start.id.endswith("@0") for start in starts)
+    assert [s.id for s in pool.sample_starts(0, 5)] == [s.id for s in starts]
+    assert Counter(s.task.id for s in starts)["other"] >= 1

@@ -46,10 +46,10 @@ def executed(step, wall_s):
         ("nonsense", Outcome.INVALID_ACTION, 0, -1, -1),
         (EDIT, Outcome.INVALID_ACTION, 0, -1, -1),
         (UNDO, Outcome.INVALID_ACTION, 0, -1, -1),
-        (EDIT, Outcome.SCRIPT_ERROR, 0, -1, -0.9),
-        (RUN, Outcome.SCRIPT_ERROR, 0, -1, -0.9),
-        (EDIT, Outcome.INVALID_SUBMISSION, 0, -1, -0.8),
-        (RUN, Outcome.INVALID_SUBMISSION, 0, -1, -0.8),
+        (EDIT, Outcome.SCRIPT_ERROR, 0, -1, -1),
+        (RUN, Outcome.SCRIPT_ERROR, 0, -1, -1),
+        (EDIT, Outcome.INVALID_SUBMISSION, 0, -1, -1),
+        (RUN, Outcome.INVALID_SUBMISSION, 0, -1, -1),
         (EDIT, Outcome.TIMEOUT, 0.5, 0, 0),
         (EDIT, Outcome.OUT_OF_MEMORY, 0.5, 0, 0),
         (EDIT, Outcome.RESOURCE_LIMIT, 0.5, 0, 0),
@@ -89,6 +89,49 @@ def test_bounded_clips_and_charges_for_time():
     assert reward.parts == {"metric": 0.5, "duration": pytest.approx(-0.05)}
     assert reward.total == pytest.approx(0.45)
     assert total(executed(make_step(EDIT, 0.9, 0.1), 99.0), cfg) == -0.7
+
+
+@pytest.mark.parametrize(
+    ("milestones", "progress"),
+    [
+        ((), 0),
+        (("data_read",), 1 / 3),
+        (("data_read", "submission_written"), 2 / 3),
+        (("data_read", "ran_to_end", "submission_written"), 1),
+        (("invented",), 0),
+    ],
+)
+def test_bounded_pays_failed_scripts_by_what_the_sandbox_saw(milestones, progress):
+    for outcome in (Outcome.SCRIPT_ERROR, Outcome.INVALID_SUBMISSION):
+        step = executed(make_step(EDIT, outcome=outcome), 1.0)
+        execution = dataclasses.replace(step.execution, milestones=milestones)
+        step = dataclasses.replace(step, execution=execution)
+        parts = compute_reward(step, TASK, BOUNDED).parts
+        assert parts == {"error": -1.0, "milestone": pytest.approx(0.2 * progress)}
+        assert [total(step, cfg) for cfg in (V1, V2)] == [0, -1]
+
+
+@pytest.mark.parametrize(
+    ("selection", "test", "penalty"),
+    [(0.7, 0.7, 0), (0.7, 0.68, 0), (0.7, 0.6, 0.1), (0.6, 0.7, 0), (0.9, 0.0, 0.5)],
+)
+def test_the_gap_penalty_punishes_what_looks_better_than_it_is(
+    selection, test, penalty
+):
+    # Half of the gap in units of the headroom 0.4, beyond a tolerance of 0.05.
+    step = make_step(EDIT, 0.5, selection)
+    for base in (V1, V2, BOUNDED):
+        cfg = dataclasses.replace(base, gap_weight=0.5)
+        reward = compute_reward(step, TASK, cfg, test_score=test)
+        assert reward.parts["gap"] == pytest.approx(-penalty)
+        plain = compute_reward(step, TASK, cfg)
+        assert reward.total == pytest.approx(plain.total - penalty)
+    mirrored = dataclasses.replace(TASK, direction="min", baseline=-0.5, best=-0.9)
+    step = make_step(EDIT, -0.5, -selection)
+    reward = compute_reward(
+        step, mirrored, dataclasses.replace(V1, gap_weight=0.5), test_score=-test
+    )
+    assert reward.parts["gap"] == pytest.approx(-penalty)
 
 
 def test_an_undo_that_changes_the_score_is_no_edit():

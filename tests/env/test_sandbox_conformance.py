@@ -182,6 +182,26 @@ def test_script_without_seed_is_repeatable_in_another_sandbox(
     assert executor.run("plain", clean, "train.py").result.stdout == there
 
 
+@pytest.mark.parametrize(
+    ("script", "milestones"),
+    [
+        (b"1 / 0", ()),
+        (b"print('data_read ran_to_end')\n1 / 0", ()),
+        (b"open('data/train.csv').read()\n1 / 0", ("data_read",)),
+        (b"import numpy\nnumpy.loadtxt('data/train.csv', str)\n1 / 0", ("data_read",)),
+        (b"import pandas\npandas.read_csv('./data/train.csv')\n1 / 0", ("data_read",)),
+        (b"import os\nos.listdir('data')\n1 / 0", ()),
+        (b"open('submission.csv', 'w').close()\n1 / 0", ("submission_written",)),
+        (b"open('data/train.csv')", ("data_read", "ran_to_end")),
+    ],
+)
+def test_milestones_are_what_the_sandbox_saw(
+    script: bytes, milestones: tuple[str, ...], executor: Executor
+) -> None:
+    result = executor.run("plain", {"train.py": script}, "train.py").result
+    assert result.milestones == milestones, result
+
+
 def _are_processes_limited(executor: Executor) -> bool:
     """True if the kernel itself refuses; a bomb could outrun our watch otherwise."""
     script = b"""

@@ -55,7 +55,7 @@ def test_token_rewards_of_a_hand_computed_row():
     mask_BT = jnp.array([[0, 1, 1, 1, 0]], jnp.float32)
     new_BT = jnp.array([[9.0, -1.0, -2.0, -0.5, 9.0]])
     ref_BT = jnp.array([[5.0, -1.5, -1.0, -0.5, 5.0]])
-    kl_BT = adv.kl_estimate(new_BT, ref_BT, mask_BT)
+    kl_BT = adv.kl_terms(new_BT, ref_BT, mask_BT, estimator="k1")
     np.testing.assert_allclose(kl_BT, [[0, 0.5, -1.0, 0, 0]])
     rewards_BT = adv.token_rewards(jnp.array([0.7]), kl_BT, mask_BT, kl_coef=0.1)
     np.testing.assert_allclose(rewards_BT, [[0, -0.05, 0.1, 0.7, 0]], rtol=1e-6)
@@ -168,7 +168,7 @@ def test_what_stands_off_the_mask_changes_nothing(junk):
     dirty = np.where(mask > 0, clean, junk)
 
     def pipeline(logprobs, ref_logprobs, values):
-        kl_BT = adv.kl_estimate(logprobs, ref_logprobs, jnp.array(mask))
+        kl_BT = adv.kl_terms(logprobs, ref_logprobs, jnp.array(mask), estimator="k1")
         rewards_BT = adv.token_rewards(
             jnp.full(len(mask), 0.3), kl_BT, jnp.array(mask), kl_coef=0.5
         )

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from mlagent_jax.config import OptimizerConfig, PromptConfig, SampleConfig
+from mlagent_jax.config import KlConfig, OptimizerConfig, PromptConfig, SampleConfig
 from mlagent_jax.env.reward import Reward
-from mlagent_jax.errors import ConfigError, DivergedError
+from mlagent_jax.errors import ConfigError, DataError, DivergedError
 from mlagent_jax.rl.loop import run_ppo, train_ppo
 from mlagent_jax.rl.rollout import Rollout
 from mlagent_jax.train.checkpoint import Checkpoints, load_params
@@ -224,6 +224,89 @@ def test_dropped_samples_are_counted_and_cost_nothing_else(tmp_path):
     assert np.mean([m["reward_mean"] for m in metrics[-4:]]) > 0.9 * GOOD
     num_kept = NUM_UPDATES * (NUM_SAMPLES - 3)
     assert len(read_jsonl(tmp_path / "rollouts.jsonl")) == num_kept
+
+
+STALE = SETTINGS | {
+    "num_updates": 14,
+    "num_epochs": 1,
+    "max_staleness": 1,
+    "importance_cap": 2.0,
+    "kl": KlConfig(target=0.05, horizon=200.0),
+}
+
+
+@pytest.fixture(scope="module")
+def stale(tmp_path_factory):
+    """A run that collects one update ahead, and the policies that collected."""
+    directory = tmp_path_factory.mktemp("stale")
+    bandit, used = Bandit(), {}
+
+    def collect(update, params):
+        used[update] = jax.device_get(params["norm"]["scale"])
+        return bandit.collect(update, params)
+
+    train(directory, collect, config=make_config(**STALE))
+    return directory, used
+
+
+def test_a_rollout_is_collected_by_the_policy_before_the_update_it_overlaps(stale):
+    _, used = stale
+    assert sorted(used) == list(range(14))
+    start = make_policy_params()["norm"]["scale"]
+    # The critic warms up in update 0, so the policy of update 1 is still the start.
+    assert all(np.array_equal(used[update], start) for update in range(3))
+    assert not np.array_equal(used[3], used[2])
+
+
+def test_stale_samples_teach_as_well(stale):
+    metrics = read_metrics(stale[0])
+    rewards = [m["reward_mean"] for m in metrics]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1
+    # Samples of the same policy need no correction, those of another one do.
+    assert metrics[0]["importance_mean"] == pytest.approx(1.0, abs=1e-4)
+    assert metrics[-1]["logprob_mismatch"] > 1e-3
+
+
+def test_the_kl_weight_adapts_once_the_actor_trains(stale):
+    coefs = [m["kl_coef"] for m in read_metrics(stale[0])]
+    assert coefs[0] == coefs[1] == pytest.approx(0.001)
+    assert len(set(coefs[2:])) > 1
+
+
+@pytest.mark.parametrize("fails_at", [3, 8])
+def test_a_stale_run_that_failed_goes_on_with_the_samples_in_flight(
+    stale, tmp_path, fails_at
+):
+    bandit = Bandit()
+    config = make_config(**STALE)
+
+    def collect(update, params):
+        if update == fails_at:
+            raise OSError("the network is down")
+        return bandit.collect(update, params)
+
+    with pytest.raises(OSError, match="network"):
+        train(tmp_path, collect, config=config)
+    in_flight = sorted(p.name for p in tmp_path.glob("rollout-*.json"))
+    assert in_flight
+    train(tmp_path, config=config)
+    assert_same_run(tmp_path, stale[0])
+
+
+def test_a_lost_rollout_in_flight_stops_the_run_with_advice(tmp_path):
+    config = make_config(**STALE)
+
+    def collect(update, params):
+        if update == 5:
+            raise OSError("the network is down")
+        return Bandit().collect(update, params)
+
+    with pytest.raises(OSError, match="network"):
+        train(tmp_path, collect, config=config)
+    for path in tmp_path.glob("rollout-*.json"):
+        path.write_text(path.read_text()[:100])
+    with pytest.raises(DataError, match=r"rollout-4.json: .* in flight"):
+        train(tmp_path, config=config)
 
 
 def test_another_setting_or_policy_is_refused_on_resume(finished):

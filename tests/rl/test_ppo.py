@@ -9,19 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from mlagent_jax.config import PpoConfig
+from mlagent_jax.config import KlConfig, PpoConfig
 from mlagent_jax.model import qwen2
-from mlagent_jax.model.critic import init_critic, values
+from mlagent_jax.model.critic import init_critic, init_value_head, values
 from mlagent_jax.model.logprobs import token_logprobs
 from mlagent_jax.rl.batch import TokenSample, pad_samples
-from mlagent_jax.rl.learner import Learner, minibatch_rows, take_rows
-from mlagent_jax.rl.ppo import (
-    PpoOptimizers,
-    init_ppo_state,
-    make_estimate_fn,
-    make_ppo_step,
-    make_score_fn,
-)
+from mlagent_jax.rl.estimate import make_estimate_fn
+from mlagent_jax.rl.learner import Learner, minibatch_rows
+from mlagent_jax.rl.objective import make_score_fn, policy_loss
+from mlagent_jax.rl.passes import take_rows
+from mlagent_jax.rl.ppo import PpoOptimizers, init_ppo_state, make_ppo_step
 from tests.rl.bandit import MODEL, NUM_SAMPLES, Bandit, make_config, make_policy_params
 
 GRAPHDEF = qwen2.make_graphdef(MODEL)
@@ -64,7 +61,8 @@ def make_ppo_batch(cfg, samples, seq_len=12, temperature=1.0):
     reference = make_policy_params(seed=1)
     batch = pad_samples(samples, (seq_len,))
     score = score_fn(scoring_part(cfg), temperature=temperature)
-    return estimate_fn(cfg)(batch, score(actor, reference, critic, batch))
+    scores = score(actor, reference, critic, batch)
+    return estimate_fn(cfg)(batch, scores, jnp.float32(cfg.kl_coef))
 
 
 def scoring_part(cfg):
@@ -126,7 +124,7 @@ def test_without_kl_penalty_no_reference_is_needed():
     batch = pad_samples(make_samples(), (12,))
     scores = score_fn(cfg, temperature=1.0)(actor, None, critic, batch)
     np.testing.assert_array_equal(scores.ref_logprobs_BT, scores.old_logprobs_BT)
-    _, metrics = estimate_fn(cfg)(batch, scores)
+    _, metrics = estimate_fn(cfg)(batch, scores, jnp.float32(0.0))
     assert metrics["kl_to_reference"] == 0
 
 
@@ -299,3 +297,109 @@ def test_the_reference_outlives_the_states_made_from_it():
     assert metrics["kl_to_reference"] != 0
     jax.tree.map(np.testing.assert_array_equal, params, make_policy_params())
     assert metrics["response_tokens"] == 2 * NUM_SAMPLES
+
+
+def shared_state(optimizers=OPTIMIZERS):
+    actor = make_policy_params()
+    return init_ppo_state(actor, init_value_head(MODEL, jax.random.key(0)), optimizers)
+
+
+def test_a_shared_trunk_learns_from_both_losses():
+    cfg = make_cfg(value_model="shared", kl_coef=0.0)
+    state = shared_state()
+    batch = pad_samples(make_samples(), (12,))
+    score = make_score_fn(GRAPHDEF, cfg, temperature=1.0)
+    scores = score(state.actor.params, None, state.critic.params, batch)
+    batch, _ = estimate_fn(cfg)(batch, scores, jnp.float32(0.0))
+
+    def objective(actor, head):
+        arrays = batch.tokens_BT, batch.positions_BT, batch.segment_ids_BT
+        logprobs_BT = token_logprobs(GRAPHDEF, actor, *arrays).logprobs_BT
+        after_BT = values(GRAPHDEF, {"trunk": actor, **head}, *arrays)
+        values_BT = jnp.pad(after_BT[:, :-1], ((0, 0), (1, 0)))
+        terms_BT = -logprobs_BT * batch.advantages_BT
+        terms_BT += 0.25 * jnp.square(values_BT - batch.returns_BT)
+        return (terms_BT * batch.response_mask_BT).sum() / batch.response_mask_BT.sum()
+
+    actor, head = state.actor.params, state.critic.params
+    grads = jax.grad(objective, argnums=(0, 1))(actor, head)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, (actor, head), grads)
+    new, metrics = step_fn(cfg=cfg)(state, batch)
+    assert_trees_close((new.actor.params, new.critic.params), expected, atol=1e-6)
+    assert {"policy_loss", "value_loss", "actor_grad_norm"} <= set(metrics)
+
+
+def test_warmup_of_a_shared_trunk_trains_the_head_alone():
+    cfg = make_cfg(value_model="shared")
+    batch, _ = make_ppo_batch(make_cfg(), make_samples())
+    state, _ = step_fn(cfg=cfg, is_warmup=True)(shared_state(), batch)
+    jax.tree.map(
+        np.testing.assert_array_equal, state.actor.params, make_policy_params()
+    )
+    head = shared_state().critic.params["value_head"]["kernel"]
+    assert np.abs(np.asarray(state.critic.params["value_head"]["kernel"] - head)).max()
+
+
+def test_group_estimators_run_without_a_critic():
+    cfg = make_cfg(
+        estimator="grpo", states_per_update=4, samples_per_state=2, kl_coef=0.0
+    )
+    actor = make_policy_params()
+    batch = pad_samples(make_samples(), (12,))
+    scores = make_score_fn(GRAPHDEF, cfg, temperature=1.0)(actor, None, None, batch)
+    batch, _ = estimate_fn(cfg)(batch, scores, jnp.float32(0.0))
+    state, metrics = step_fn(cfg=cfg)(init_ppo_state(actor, None, OPTIMIZERS), batch)
+    assert state.critic is None
+    assert "value_loss" not in metrics
+    assert metrics["actor_grad_norm"] > 0
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_kl_in_the_loss_pulls_towards_the_reference(estimator):
+    cfg = make_cfg(
+        kl=KlConfig(place="loss", estimator=estimator), kl_coef=1.0, entropy_coef=0.0
+    )
+    batch, _ = make_ppo_batch(cfg, make_samples())
+    # No advantage: all that is left is the penalty.
+    batch = dataclasses.replace(batch, advantages_BT=0 * batch.advantages_BT)
+
+    def penalty(params):
+        d_BT = (
+            token_logprobs(
+                GRAPHDEF,
+                params,
+                batch.tokens_BT,
+                batch.positions_BT,
+                batch.segment_ids_BT,
+            ).logprobs_BT
+            - batch.ref_logprobs_BT
+        )
+        k_BT = d_BT**2 / 2 if estimator == "k2" else jnp.exp(-d_BT) - 1 + d_BT
+        return (k_BT * batch.response_mask_BT).sum() / batch.response_mask_BT.sum()
+
+    actor, critic = make_models()
+    loss, grads = jax.value_and_grad(penalty)(actor)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, actor, grads)
+    state = init_ppo_state(actor, critic, OPTIMIZERS, kl_coef=1.0)
+    state, metrics = step_fn(cfg=cfg)(state, batch)
+    assert_trees_close(state.actor.params, expected, atol=1e-6)
+    np.testing.assert_allclose(metrics["kl_loss"], loss, rtol=1e-5)
+
+
+def test_masked_tokens_have_exactly_no_gradient():
+    cfg = make_cfg(entropy_coef=0.1, kl=KlConfig(place="loss"))
+    batch, _ = make_ppo_batch(cfg, make_samples())
+
+    def loss(new_logprobs_BT, entropy_BT):
+        num_tokens = batch.response_mask_BT.sum()
+        coef = jnp.float32(0.3)
+        total, _ = policy_loss(
+            cfg, new_logprobs_BT, entropy_BT, batch, num_tokens, coef
+        )
+        return total
+
+    grads = jax.grad(loss, argnums=(0, 1))(batch.old_logprobs_BT - 0.1, batch.values_BT)
+    off_BT = np.asarray(batch.response_mask_BT) == 0
+    for grad_BT in grads:
+        assert np.all(np.asarray(grad_BT)[off_BT] == 0.0)
+        assert np.any(np.asarray(grad_BT)[~off_BT] != 0.0)

@@ -14,13 +14,14 @@ from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.worker_pool import JobResult
 from mlagent_jax.errors import EnvUnavailableError
 from mlagent_jax.policy.base import Reply
+from mlagent_jax.rl.collect import collect_rollout
 from mlagent_jax.rl.rollout import (
     Sample,
-    collect_rollout,
     derive_seed,
     rollout_metrics,
     rollout_records,
 )
+from mlagent_jax.rl.rollout_source import load_rollout, save_rollout
 from mlagent_jax.types import Outcome, to_json
 from tests.fakes import FakePolicy, make_fake_environment, make_graded_task
 from tests.rl.bandit import make_config
@@ -234,7 +235,95 @@ def test_token_samples_carry_the_replys_tokens(world):
             "reply": (3,),
             "logprobs": (-0.1,),
             "reward": sample.reward.total,
+            "duration_s": sample.duration_s,
         }
+
+
+def test_a_stored_rollout_comes_back_as_it_was(world, tmp_path):
+    replies = iter([write("unavailable")] + [write("right 40")] * 5)
+    rollout = collect(world, lambda request: next(replies))
+    rollout = dataclasses.replace(rollout, samples=(*rollout.samples, None))
+    save_rollout(tmp_path / "ppo" / "rollout-3.json", rollout)
+    assert load_rollout(tmp_path / "ppo" / "rollout-3.json") == rollout
+
+
+def play(world, answer, **ppo):
+    settings = {"mode": "episode", "episode_steps": 3, "states_per_update": 2}
+    return collect(world, answer, config=rollout_config(**(settings | ppo)))
+
+
+def test_an_episode_is_the_steps_from_the_start_of_a_task(world):
+    answers = {0: write("right 30"), 1: write("exit 1"), 2: write("right 35")}
+    seen = []
+
+    def answer(request):
+        seen.append(request)
+        return answers[(len(seen) - 1) // 2]  # both episodes move in lockstep
+
+    rollout = play(world, answer)
+    assert len(rollout.samples) == 6
+    for first, second, third in (rollout.samples[:3], rollout.samples[3:]):
+        start = world[0]["states"].get(0).state
+        assert first.step.snapshot_before == start.snapshot
+        assert second.state.steps == (first.step,)
+        assert third.state.steps == (first.step, second.step)
+        assert third.step.score_before == first.step.score_after
+        outcomes = [s.step.outcome for s in (first, second, third)]
+        assert outcomes == [Outcome.SCORED, Outcome.SCRIPT_ERROR, Outcome.SCORED]
+
+
+def test_rows_behind_the_end_of_an_episode_are_empty(world):
+    rollout = play(world, lambda request: "<submit/>", episode_steps=3)
+    kinds = [s is None for s in rollout.samples]
+    assert kinds == [False, True, True] * 2
+    assert [s is None for s in rollout.token_samples()] == kinds
+    assert rollout.dropped().total() == 0
+
+
+def test_an_episode_that_our_fault_cuts_short_is_dropped_whole(world):
+    replies = iter(
+        [write("right 30"), write("right 30"), write("unavailable"), write("exit 1")]
+        + [write("right 31")] * 2
+    )
+    rollout = play(world, lambda request: next(replies))
+    assert rollout.samples[0].reason == "env_failed"
+    assert rollout.samples[1:3] == (None, None)
+    assert all(isinstance(s, Sample) for s in rollout.samples[3:])
+
+
+def test_a_prompt_that_no_longer_fits_ends_an_episode_but_keeps_its_steps(world):
+    replies = iter([write("right 30")] * 2 + ["prompt_too_long"] * 2)
+
+    def answer(request):
+        text = next(replies)
+        if text != "prompt_too_long":
+            return text
+        return Reply(request_id=request.id, text="", finish=text, error=text)
+
+    rollout = play(world, answer)
+    kinds = [type(s).__name__ for s in rollout.samples]
+    assert kinds == ["Sample", "NoneType", "NoneType"] * 2
+
+
+def test_the_gap_penalty_reads_the_test_part_of_training_tasks_only(world):
+    reward = RewardConfig(preset="paper_v2", gap_weight=0.5, gap_tolerance=0.0)
+    config = rollout_config(reward=reward)
+    rollout = collect(world, lambda request: write("right 40"), config=config)
+    for sample in rollout.kept().values():
+        parts = sample.reward.parts
+        assert set(parts) == {"metric", "gap"}
+        assert -0.5 <= parts["gap"] <= 0.0
+    parts, environment = world
+    held_out = {
+        k: dataclasses.replace(t, split="held_out") for k, t in parts["tasks"].items()
+    }
+    states = StatePool(parts["states"]._files, held_out)
+    with pytest.raises(AssertionError, match="toy"):
+        collect(
+            (parts | {"states": states}, environment),
+            lambda request: write("right 40"),
+            config=config,
+        )
 
 
 def test_derived_seeds_depend_on_every_part():

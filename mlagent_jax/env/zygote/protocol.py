@@ -102,6 +102,7 @@ class Report:
       stdout_bytes: written in all, kept or not.
       stderr_bytes: written in all, kept or not.
       events: what looks like tampering, "kind:path".
+      milestones: what the script achieved, see `milestones`.
     """
 
     exit_code: int | None
@@ -113,6 +114,7 @@ class Report:
     stdout_bytes: int
     stderr_bytes: int
     events: tuple[str, ...]
+    milestones: tuple[str, ...] = ()
 
 
 STDOUT, STDERR, SUBMISSION = "stdout", "stderr", "submission"

@@ -9,6 +9,7 @@ import builtins
 import contextlib
 import gc
 import io
+import mmap
 import os
 import random
 import sys
@@ -16,7 +17,7 @@ import threading
 import types
 from typing import NoReturn
 
-from . import confine
+from . import confine, milestones
 
 _OWN_PACKAGE = __package__ or "zygote"
 
@@ -50,11 +51,12 @@ def _open_output(fd: int, errors: str) -> io.TextIOWrapper:
     )
 
 
-def run(script: str) -> NoReturn:
+def run(script: str, marks: mmap.mmap) -> NoReturn:
     """Runs `script` as `__main__` and ends the process as an interpreter would.
 
     Args:
       script: path relative to the working directory.
+      marks: shared with the supervisor, see `milestones`.
     """
     exit_now = os._exit  # the script may replace the module's
     for name in list(sys.modules):
@@ -62,6 +64,7 @@ def run(script: str) -> NoReturn:
             del sys.modules[name]
     status = 1
     try:
+        milestones.watch(marks)
         status = _execute(script)
         status = _finish(status)
     finally:

@@ -7,6 +7,7 @@ workspace only when nothing of the script is alive any more.
 
 import contextlib
 import dataclasses
+import mmap
 import os
 import select
 import signal
@@ -17,7 +18,7 @@ import traceback
 from collections.abc import Mapping
 from typing import NoReturn, Protocol
 
-from . import collect, confine, protocol, script, usage
+from . import collect, confine, milestones, protocol, script, usage
 from .protocol import Job, Report, Stop
 
 NO_MORE_REQUESTS = 3  # exit status of a supervisor
@@ -158,9 +159,10 @@ def _run_script(
     stdout_fd, stdout_end = os.pipe()
     stderr_fd, stderr_end = os.pipe()
     status_fd, status_end = os.pipe()
+    marks = milestones.make_marks()
     pid = os.fork()
     if pid == 0:
-        _become_script(job, confinement, stdout_end, stderr_end, status_end)
+        _become_script(job, confinement, marks, stdout_end, stderr_end, status_end)
     for fd in (stdout_end, stderr_end, status_end):
         os.close(fd)
     with os.fdopen(status_fd, "rb") as status:
@@ -190,12 +192,18 @@ def _run_script(
         stdout_bytes=watch.stdout.num_bytes,
         stderr_bytes=watch.stderr.num_bytes,
         events=(),
+        milestones=milestones.reached(marks),
     )
     return report, watch.stdout, watch.stderr
 
 
 def _become_script(
-    job: Job, confinement: Confinement, stdout: int, stderr: int, status: int
+    job: Job,
+    confinement: Confinement,
+    marks: mmap.mmap,
+    stdout: int,
+    stderr: int,
+    status: int,
 ) -> NoReturn:
     try:
         script.become_fresh_interpreter(
@@ -207,7 +215,7 @@ def _become_script(
     except BaseException:  # noqa: BLE001 - the outermost frame of a process
         os.write(status, traceback.format_exc().encode())
         os._exit(1)
-    script.run(job.script)
+    script.run(job.script, marks)
 
 
 class _Watch:
