@@ -5,7 +5,8 @@ directory; the same command goes on with what is missing.
 """
 
 from launch import common
-from launch.policies import make_policy
+from launch.idea_sources import idea_pools
+from launch.policies import make_policy, stop_reason_of
 from launch.pools import open_pool
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.task import load_tasks
@@ -20,6 +21,7 @@ def main(run: common.Run) -> None:
     cfg = config.collect
     total = len(held_in) * (cfg.trajectories_per_task + cfg.fresh_per_task)
     store = SnapshotStore(folder)
+    ideas = idea_pools(run, held_in, folder)
     policy = make_policy(run, "expert")
     try:
         with (
@@ -34,6 +36,8 @@ def main(run: common.Run) -> None:
                 tasks=held_in,
                 store=store,
                 on_done=bar.update,
+                stop_reason=stop_reason_of(policy),
+                ideas=ideas,
             )
     finally:
         policy.close()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launch import common
-from launch.policies import make_policy
+from launch.policies import make_policy, stop_reason_of
 from launch.pools import open_pool
 from mlagent_jax.data.state_pool import StatePool
 from mlagent_jax.data.trajectories import TrajectoryFile
@@ -54,6 +54,7 @@ def main(run: common.Run) -> None:
                     pool=pool,
                     store=store,
                     on_done=bar.update,
+                    stop_reason=stop_reason_of(policy),
                 )
             if name != "starter" and not name.startswith(SEARCH_PREFIX):
                 with common.progress(num_steps, f"fresh {name}", "step") as bar:
@@ -66,6 +67,7 @@ def main(run: common.Run) -> None:
                         pool=pool,
                         store=store,
                         on_done=bar.update,
+                        stop_reason=stop_reason_of(policy),
                     )
             policy.close()
 

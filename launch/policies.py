@@ -1,9 +1,15 @@
 """Builds the policy that a name or a PolicyConfig asks for."""
 
+import re
+from collections.abc import Callable
+from pathlib import Path
+
 from launch import common
 from mlagent_jax.config import PolicyConfig
+from mlagent_jax.data.jsonl import append_line, heal, read_lines
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.policy.base import Policy
+from mlagent_jax.policy.spending import Spending
 from mlagent_jax.text.profiles import get_profile
 
 _TREE = "tree:"
@@ -64,7 +70,8 @@ def make_configured_policy(run: common.Run, cfg: PolicyConfig, name: str) -> Pol
     if cfg.kind == "api":
         from mlagent_jax.policy.api import ApiPolicy
 
-        return ApiPolicy(cfg, config.sample, name=name)
+        spending = open_spending(cfg, run.workdir)
+        return ApiPolicy(cfg, config.sample, name=name, spending=spending)
     if cfg.kind == "scripted":
         from mlagent_jax.explore.ideas import load_moves
         from mlagent_jax.policy.scripted import ScriptedPolicy
@@ -80,6 +87,37 @@ def make_configured_policy(run: common.Run, cfg: PolicyConfig, name: str) -> Pol
 
     common.use_compilation_cache()
     return load_local_policy(run, cfg.checkpoint, name)
+
+
+def open_spending(cfg: PolicyConfig, workdir: Path) -> Spending:
+    """Returns what the run has spent on a model; every further answer is written down.
+
+    Raises:
+      DataError: the file of the sums is damaged.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", cfg.model)
+    path = workdir / "spending" / f"{name}.jsonl"
+    heal(path)
+    lines = [line for line, _ in read_lines(path)]
+    return Spending(
+        cfg,
+        before=(
+            sum(line["prompt_tokens"] for line in lines),
+            sum(line["reply_tokens"] for line in lines),
+        ),
+        on_charge=lambda prompt, reply: append_line(
+            path, {"prompt_tokens": prompt, "reply_tokens": reply}
+        ),
+    )
+
+
+def stop_reason_of(policy: Policy) -> Callable[[], str]:
+    """Returns the function that says why no new work should begin with a policy."""
+    from mlagent_jax.policy.api import ApiPolicy
+
+    if isinstance(policy, ApiPolicy):
+        return policy.spending.stop_reason
+    return lambda: ""
 
 
 def _endpoint(run: common.Run, model: str) -> PolicyConfig:

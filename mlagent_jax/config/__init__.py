@@ -8,6 +8,7 @@ in `__post_init__`, so that a wrong value stops a program before any work.
 from mlagent_jax.config.agent import EnvConfig, PolicyConfig, PromptConfig, SampleConfig
 from mlagent_jax.config.costs import CostConfig
 from mlagent_jax.config.evaluation import EvalConfig
+from mlagent_jax.config.explore import IdeasConfig, KeepConfig
 from mlagent_jax.config.grid import Arm, Comparison, Grid, load_grid
 from mlagent_jax.config.load import apply_override, apply_overrides, load_config
 from mlagent_jax.config.model import MeshConfig, ModelConfig, TokenizerConfig
@@ -29,6 +30,8 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "Grid",
+    "IdeasConfig",
+    "KeepConfig",
     "KlConfig",
     "MeshConfig",
     "ModelConfig",

@@ -4,6 +4,7 @@ import dataclasses
 
 from mlagent_jax.config.agent import PolicyConfig
 from mlagent_jax.config.checks import check
+from mlagent_jax.config.explore import IdeasConfig, KeepConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,10 +17,12 @@ class CollectConfig:
       fresh_per_task: further ones whose states are kept for comparing policies;
         never trained on.
       ideas_per_task: size of the idea pool (paper: >= 100).
-      selected_ideas: kept by farthest-point selection (paper: 10).
+      selected_ideas: the most diverse of them, which are used (paper: 10).
       max_ideas_in_prompt: 1 to this many, at random, go into the first prompt; 0
         leaves ideas out (no exploration).
       num_in_flight: trajectories that run side by side.
+      ideas: where they come from and how they are selected.
+      keep: which trajectories are trained on.
     """
 
     policy: PolicyConfig = PolicyConfig()
@@ -29,6 +32,8 @@ class CollectConfig:
     selected_ideas: int = 10
     max_ideas_in_prompt: int = 3
     num_in_flight: int = 16
+    ideas: IdeasConfig = IdeasConfig()
+    keep: KeepConfig = KeepConfig()
 
     def __post_init__(self) -> None:
         check(

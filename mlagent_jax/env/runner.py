@@ -14,6 +14,7 @@ from mlagent_jax.config import EnvConfig, PromptConfig
 from mlagent_jax.env.environment import Start, advance
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import Pool, ResetDone, StepDone, StepJob, StepLoop
+from mlagent_jax.errors import PolicyError
 from mlagent_jax.policy.base import Policy, Reply
 from mlagent_jax.types import State, StepRecord, StepStatus, Task, Trajectory
 
@@ -150,6 +151,32 @@ def run_trajectories(
                 yield trajectory
     if attempts.num_dropped:
         _log.warning("%d trajectories were dropped; see above", attempts.num_dropped)
+
+
+def until_stopped(
+    specs: Iterable[TrajectorySpec], stop_reason: Callable[[], str]
+) -> Iterator[TrajectorySpec]:
+    """Yields specs until `stop_reason` gives a text; what is under way goes on."""
+    for spec in specs:
+        if stop_reason():
+            return
+        yield spec
+
+
+def check_complete(
+    policy: str, num_recorded: int, num_wanted: int, stop_reason: str
+) -> None:
+    """Refuses to call work done that was stopped before its end.
+
+    Raises:
+      PolicyError: there are fewer trajectories than wanted, for that reason.
+    """
+    if num_recorded < num_wanted and stop_reason:
+        raise PolicyError(
+            f"{policy}: stopped with {num_recorded} of {num_wanted} trajectories "
+            f"recorded: {stop_reason}. Nothing is lost; change that and run the same "
+            "command again"
+        )
 
 
 def request_seed(seed: int, step_index: int) -> int:

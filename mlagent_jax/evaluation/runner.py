@@ -5,6 +5,7 @@ in which order things finish, changes nothing in the records but their order.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -13,9 +14,17 @@ from mlagent_jax.config import RunConfig
 from mlagent_jax.data.jsonl import heal
 from mlagent_jax.data.state_pool import StatePool
 from mlagent_jax.env.reward import compute_reward
-from mlagent_jax.env.runner import StepJob, TrajectorySpec, run_steps, run_trajectories
+from mlagent_jax.env.runner import (
+    StepJob,
+    TrajectorySpec,
+    check_complete,
+    run_steps,
+    run_trajectories,
+    until_stopped,
+)
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import Pool
+from mlagent_jax.errors import PolicyError
 from mlagent_jax.evaluation.records import (
     EvalRecord,
     FreshStepRecord,
@@ -69,6 +78,7 @@ def evaluate_trajectories(
     pool: Pool,
     store: SnapshotStore,
     on_done: Callable[[], object],
+    stop_reason: Callable[[], str] = lambda: "",
 ) -> list[EvalRecord]:
     """Returns k scored trajectories for each task, running those not in `path`.
 
@@ -81,6 +91,11 @@ def evaluate_trajectories(
       pool: executes actions.
       store: snapshots and submissions.
       on_done: called once for every finished trajectory, resumed ones included.
+      stop_reason: asked before each trajectory begins; a text ends the evaluation
+        once those under way are finished.
+
+    Raises:
+      PolicyError: `stop_reason` gave one; what was finished is recorded.
     """
     heal(path)
     records = read_records(path, EvalRecord)
@@ -100,7 +115,7 @@ def evaluate_trajectories(
     ]
     is_search = policy.name.startswith(SEARCH_PREFIX)
     for trajectory in run_trajectories(
-        [spec for spec in specs if spec.id not in done],
+        until_stopped([s for s in specs if s.id not in done], stop_reason),
         policy=policy,
         pool=pool,
         tasks=tasks,
@@ -120,6 +135,7 @@ def evaluate_trajectories(
         append_record(path, record)
         records.append(record)
         on_done()
+    check_complete(policy.name, len(records), len(specs), stop_reason())
     return records
 
 
@@ -133,6 +149,7 @@ def evaluate_fresh_states(
     pool: Pool,
     store: SnapshotStore,
     on_done: Callable[[], object],
+    stop_reason: Callable[[], str] = lambda: "",
 ) -> list[FreshStepRecord]:
     """Returns the rewards of `policy` on states that no training saw.
 
@@ -148,6 +165,10 @@ def evaluate_fresh_states(
       pool: executes actions.
       store: snapshots.
       on_done: called once for every finished step, resumed ones included.
+      stop_reason: asked before each step; a text ends the evaluation.
+
+    Raises:
+      PolicyError: `stop_reason` gave one; what was finished is recorded.
     """
     heal(path)
     records = read_records(path, FreshStepRecord)
@@ -166,7 +187,7 @@ def evaluate_fresh_states(
             seed = _seed(config.seed, pool_state.id, sample)
             todo.append(StepJob(id=job_id, state=pool_state.state, seed=seed, ideas=()))
     for job, _, step in run_steps(
-        todo,
+        itertools.takewhile(lambda _: not stop_reason(), todo),
         policy=policy,
         pool=pool,
         tasks=tasks,
@@ -189,6 +210,11 @@ def evaluate_fresh_states(
         )
         append_record(path, record)
         records.append(record)
+    if reason := stop_reason():
+        raise PolicyError(
+            f"{policy.name}: stopped on fresh states: {reason}. Nothing is lost; "
+            "change that and run the same command again"
+        )
     return records
 
 

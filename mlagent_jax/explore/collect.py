@@ -11,24 +11,33 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from mlagent_jax.config import RunConfig
+from mlagent_jax.config import KeepConfig, RunConfig
 from mlagent_jax.data.task_hashes import record_task_hashes
-from mlagent_jax.data.trajectories import TrajectoryWriter
-from mlagent_jax.env.runner import TrajectorySpec, run_trajectories
+from mlagent_jax.data.trajectories import TrajectoryFile, TrajectoryWriter
+from mlagent_jax.env.runner import (
+    TrajectorySpec,
+    check_complete,
+    run_trajectories,
+    until_stopped,
+)
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import Pool
 from mlagent_jax.errors import DataError, EnvUnavailableError
 from mlagent_jax.explore.diversity import Selection, select_diverse
+from mlagent_jax.explore.embeddings import Embed, embed_words
 from mlagent_jax.explore.ideas import generate_ideas, load_moves
+from mlagent_jax.explore.keep import Filter
 from mlagent_jax.policy.base import Policy
 from mlagent_jax.types import Task, to_json
 
 EXPERT_FILE: Final = "expert.jsonl"
 FRESH_FILE: Final = "fresh.jsonl"
+REJECTED_FILE: Final = "rejected.jsonl"
 IDEAS_FILE: Final = "ideas.json"
 
 
@@ -59,39 +68,54 @@ def collect(
     tasks: Mapping[str, Task],
     store: SnapshotStore,
     on_done: Callable[[], object],
+    stop_reason: Callable[[], str] = lambda: "",
+    ideas: Mapping[str, IdeaPool] | None = None,
 ) -> None:
     """Runs the trajectories that `folder` lacks and appends them to its files.
 
     Args:
       config: its `collect` section gives the numbers.
-      folder: gets expert.jsonl (for training), fresh.jsonl (never trained on) and
-        ideas.json.
+      folder: gets expert.jsonl (for training), rejected.jsonl (what `collect.keep`
+        leaves out of it), fresh.jsonl (never trained on) and ideas.json.
       policy: the expert.
       pool: executes actions.
       tasks: task id -> task; all held-in tasks of `config`.
       store: snapshots.
       on_done: called once for every trajectory, those already there included.
+      stop_reason: asked before each trajectory begins; a text ends the collection
+        once those under way are finished.
+      ideas: pools of the tasks; None composes them offline.
 
     Raises:
       DataError: the folder's files are damaged, or were collected with other ideas or
         on other contents of a task.
       TaskError: a task's moves.toml is missing, wrong or too small.
+      PolicyError: `stop_reason` gave one; what was finished is recorded.
       EnvUnavailableError: some trajectories could not be recorded; the others are.
     """
-    ideas = make_idea_pools(config)
+    if ideas is None:
+        ideas = make_idea_pools(config)
     _write_ideas(folder / IDEAS_FILE, ideas)
     record_task_hashes(folder, tasks)
     plan = plan_trajectories(config, ideas)
-    with (
-        TrajectoryWriter(folder / EXPERT_FILE) as expert,
-        TrajectoryWriter(folder / FRESH_FILE) as fresh,
-    ):
-        writers = {EXPERT_FILE: expert, FRESH_FILE: fresh}
-        todo = {s.id: (s, name) for s, name in plan if s.id not in writers[name].ids}
+    with ExitStack() as stack:
+        files = [EXPERT_FILE, FRESH_FILE]
+        rejects = config.collect.keep != KeepConfig()
+        if rejects or (folder / REJECTED_FILE).exists():
+            files.append(REJECTED_FILE)
+        writers = {
+            name: stack.enter_context(TrajectoryWriter(folder / name)) for name in files
+        }
+        done = set[str]().union(*(writer.ids for writer in writers.values()))
+        todo = {spec.id: (spec, name) for spec, name in plan if spec.id not in done}
+        keep = Filter(config.collect.keep)
+        if config.collect.keep.unique:
+            for trajectory in TrajectoryFile(folder / EXPERT_FILE):
+                keep.remember(trajectory)
         for _ in range(len(plan) - len(todo)):
             on_done()
         for trajectory in run_trajectories(
-            [spec for spec, _ in todo.values()],
+            until_stopped([spec for spec, _ in todo.values()], stop_reason),
             policy=policy,
             pool=pool,
             tasks=tasks,
@@ -101,8 +125,12 @@ def collect(
             num_in_flight=config.collect.num_in_flight,
         ):
             _, name = todo.pop(trajectory.id)
+            task = tasks[trajectory.task_id]
+            if name == EXPERT_FILE and keep.reject_reason(trajectory, task):
+                name = REJECTED_FILE
             writers[name].append(trajectory)
             on_done()
+    check_complete("collect", len(plan) - len(todo), len(plan), stop_reason())
     if todo:
         raise EnvUnavailableError(
             f"{len(todo)} of {len(plan)} trajectories could not be recorded, see the "
@@ -110,18 +138,38 @@ def collect(
         )
 
 
-def make_idea_pools(config: RunConfig) -> dict[str, IdeaPool]:
+def make_idea_pools(
+    config: RunConfig,
+    write: Callable[[str, int], Sequence[str]] | None = None,
+    embed: Embed = embed_words,
+) -> dict[str, IdeaPool]:
     """Returns the ideas of every held-in task.
+
+    Args:
+      config: its `collect` section gives sizes and the method of selection.
+      write: (task id, seed) -> ideas; None composes them from the task's moves.
+      embed: texts to vectors, for the selection.
 
     Raises:
       TaskError: a task's moves.toml is missing, wrong or too small.
     """
     cfg = config.collect
+    moves = {} if write else load_moves(config.task_root, config.held_in)
     pools: dict[str, IdeaPool] = {}
-    for task_id, moves in load_moves(config.task_root, config.held_in).items():
+    for task_id in config.held_in:
         seed = _derive_seed(config.seed, f"ideas/{task_id}")
-        texts = tuple(i.text for i in generate_ideas(moves, cfg.ideas_per_task, seed))
-        selection = select_diverse(texts, cfg.selected_ideas, seed)
+        if write is None:
+            ideas = generate_ideas(moves[task_id], cfg.ideas_per_task, seed)
+            texts = tuple(idea.text for idea in ideas)
+        else:
+            texts = tuple(write(task_id, seed))
+        selection = select_diverse(
+            texts,
+            cfg.selected_ideas,
+            seed,
+            method=cfg.ideas.selection,
+            embed=embed,
+        )
         pools[task_id] = IdeaPool(texts=texts, selection=selection)
     return pools
 

@@ -1,23 +1,49 @@
-"""Which ideas differ most: embedding, farthest-point selection, a number for it.
+"""Which ideas differ most, and a number for how much (paper A.3).
 
-The paper keeps the 10 most diverse of a pool of at least 100 ideas (A.3); its
-embedding model is unknown. Ours needs no download: TF-IDF of words and word pairs,
-reduced by a truncated SVD (latent semantic analysis).
+The paper keeps the 10 most diverse of a pool of at least 100 ideas. Its first version
+takes those with the largest mean distance to the pool; its second takes farthest
+points over three axes of meaning, which it does not name: ours are in `AXES`.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
-Embeddings = NDArray[np.float64]
+from mlagent_jax.explore.embeddings import Embed, Embeddings, embed_words, unit_rows
 
-_NUM_COMPONENTS: Final = 32
+Method = Literal["farthest", "paper_v1", "paper_v2"]
+
 _NUM_RANDOM_SETS: Final = 200
+# What an idea can be about. A text is seen along an axis by its projection on the
+# span of these phrases.
+AXES: Final[Mapping[str, tuple[str, ...]]] = {
+    "model": (
+        "use a random forest",
+        "use gradient boosting",
+        "use a neural network",
+        "use a linear model",
+        "use a support vector machine",
+        "use nearest neighbours",
+    ),
+    "data": (
+        "scale the features",
+        "add new features",
+        "select columns",
+        "augment the training data",
+        "fill missing values",
+        "reduce the dimensions",
+    ),
+    "training": (
+        "tune the regularization",
+        "average several models",
+        "validate on held-out rows",
+        "change the loss or transform the target",
+        "train longer with a lower learning rate",
+        "calibrate the predictions",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,13 +63,25 @@ class Selection:
     pool_mean_distance: float
 
 
-def select_diverse(texts: Sequence[str], k: int, seed: int) -> Selection:
-    """Returns `k` texts that are far from each other, by farthest-point selection.
+def select_diverse(
+    texts: Sequence[str],
+    k: int,
+    seed: int,
+    *,
+    method: Method = "farthest",
+    embed: Embed = embed_words,
+) -> Selection:
+    """Returns `k` texts that are far from each other.
+
+    Distances that are reported are between whole embeddings, whatever the method, so
+    that methods can be compared.
 
     Args:
       texts: the pool; all different.
       k: how many to choose, in [1, len(texts)].
-      seed: determines the first choice and the random sets.
+      seed: determines the first choice of farthest points and the random sets.
+      method: how to choose, see `IdeasConfig.selection`.
+      embed: texts to vectors.
 
     Raises:
       ValueError: `k` is out of range.
@@ -52,7 +90,14 @@ def select_diverse(texts: Sequence[str], k: int, seed: int) -> Selection:
         raise ValueError(f"k = {k}: expected 1 to {len(texts)}, the size of the pool")
     rng = np.random.default_rng(seed)
     embeddings = embed(texts, seed)
-    indices = farthest_points(embeddings, k, first=int(rng.integers(len(texts))))
+    first = int(rng.integers(len(texts)))
+    if method == "paper_v1":
+        indices = largest_mean_distance(embeddings, k)
+    elif method == "paper_v2":
+        distances = np.mean(axis_distances(texts, seed, embed), axis=0)
+        indices = farthest_by_distance(distances, k, first)
+    else:
+        indices = farthest_points(embeddings, k, first)
     random_distances = [
         mean_pairwise_distance(embeddings[rng.choice(len(texts), k, replace=False)])
         for _ in range(_NUM_RANDOM_SETS)
@@ -65,20 +110,35 @@ def select_diverse(texts: Sequence[str], k: int, seed: int) -> Selection:
     )
 
 
-def embed(texts: Sequence[str], seed: int) -> Embeddings:
-    """Returns one unit vector a text; texts that share words point alike."""
-    tfidf = TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"
-    ).fit_transform(texts)
-    # The randomized solver wants fewer components than either side of the matrix.
-    num_components = min(_NUM_COMPONENTS, *(side - 1 for side in tfidf.shape))
-    if num_components < 1:
-        vectors = tfidf.toarray()
-    else:
-        svd = TruncatedSVD(num_components, random_state=seed)
-        vectors = svd.fit_transform(tfidf)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float64).tiny)
+def largest_mean_distance(embeddings: Embeddings, k: int) -> tuple[int, ...]:
+    """Returns the `k` rows with the largest mean distance to all, largest first."""
+    mean_distances = 1.0 - embeddings @ embeddings.mean(axis=0)
+    order = np.argsort(-mean_distances, kind="stable")
+    return tuple(int(i) for i in order[:k])
+
+
+def axis_distances(texts: Sequence[str], seed: int, embed: Embed) -> list[Embeddings]:
+    """Returns the cosine distances of all pairs along each axis of `AXES`.
+
+    A text that says nothing along an axis is at distance 1 from those that do and at
+    distance 0 from others that do not either.
+    """
+    anchors = [phrase for phrases in AXES.values() for phrase in phrases]
+    # One call, since an embedding may depend on all texts it is given.
+    vectors = embed([*texts, *anchors], seed)
+    ideas, rest = vectors[: len(texts)], vectors[len(texts) :]
+    found: list[Embeddings] = []
+    for phrases in AXES.values():
+        span, rest = rest[: len(phrases)], rest[len(phrases) :]
+        # The right singular vectors of the phrases are an axis's orthonormal basis.
+        _, sizes, basis = np.linalg.svd(span, full_matrices=False)
+        basis = basis[sizes > 1e-9 * max(sizes[0], 1e-300)]
+        views = ideas @ basis.T
+        is_silent = np.linalg.norm(views, axis=1) < 1e-9
+        distances = 1.0 - unit_rows(views) @ unit_rows(views).T
+        distances[np.ix_(is_silent, is_silent)] = 0.0
+        found.append(distances)
+    return found
 
 
 def farthest_points(embeddings: Embeddings, k: int, first: int) -> tuple[int, ...]:
@@ -89,13 +149,18 @@ def farthest_points(embeddings: Embeddings, k: int, first: int) -> tuple[int, ..
       k: how many rows to choose, at most all.
       first: the row to start with.
     """
-    chosen = [first]
-    nearest = 1.0 - embeddings @ embeddings[first]
-    while len(chosen) < k:
-        nearest[chosen] = -np.inf
-        chosen.append(int(np.argmax(nearest)))
-        nearest = np.minimum(nearest, 1.0 - embeddings @ embeddings[chosen[-1]])
-    return tuple(chosen)
+    return _farthest(lambda i: 1.0 - embeddings @ embeddings[i], k, first)
+
+
+def farthest_by_distance(distances: Embeddings, k: int, first: int) -> tuple[int, ...]:
+    """Returns `k` members, each the farthest from those chosen before it.
+
+    Args:
+      distances: of all pairs, square and symmetric.
+      k: how many to choose, at most all.
+      first: the member to start with.
+    """
+    return _farthest(lambda i: distances[i].copy(), k, first)
 
 
 def mean_pairwise_distance(embeddings: Embeddings) -> float:
@@ -105,3 +170,16 @@ def mean_pairwise_distance(embeddings: Embeddings) -> float:
         return 0.0
     upper = np.triu_indices(num_rows, 1)
     return float(np.mean((1.0 - embeddings @ embeddings.T)[upper]))
+
+
+def _farthest(
+    distances_from: Callable[[int], Embeddings], k: int, first: int
+) -> tuple[int, ...]:
+    """Returns farthest points; `distances_from(i)` is a new array."""
+    chosen = [first]
+    nearest = distances_from(first)
+    while len(chosen) < k:
+        nearest[chosen] = -np.inf
+        chosen.append(int(np.argmax(nearest)))
+        nearest = np.minimum(nearest, distances_from(chosen[-1]))
+    return tuple(chosen)

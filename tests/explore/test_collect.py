@@ -1,17 +1,25 @@
 """Collecting is repeatable, resumable and leaves nothing out."""
 
+import dataclasses
 import json
+import tracemalloc
 import zlib
 
 import pytest
 
-from mlagent_jax.config import CollectConfig, EnvConfig, PromptConfig, RunConfig
+from mlagent_jax.config import (
+    CollectConfig,
+    EnvConfig,
+    KeepConfig,
+    PromptConfig,
+    RunConfig,
+)
 from mlagent_jax.data.trajectories import TrajectoryFile
 from mlagent_jax.env.environment import Start, advance
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.worker_pool import JobResult
 from mlagent_jax.env.workspace import apply_action
-from mlagent_jax.errors import DataError, EnvUnavailableError
+from mlagent_jax.errors import DataError, EnvUnavailableError, PolicyError
 from mlagent_jax.explore.collect import collect
 from mlagent_jax.explore.ideas import load_moves
 from mlagent_jax.policy.scripted import ScriptedPolicy
@@ -110,7 +118,7 @@ def config(tmp_path):
     )
 
 
-def run(config, folder, **pool_settings):
+def run(config, folder, stop_reason=lambda: "", **pool_settings):
     store = SnapshotStore(folder)
     pool = FakePool(store, **pool_settings)
     done = []
@@ -124,6 +132,7 @@ def run(config, folder, **pool_settings):
             tasks={task_id: make_task(id=task_id) for task_id in TASK_IDS},
             store=store,
             on_done=lambda: done.append(1),
+            stop_reason=stop_reason,
         )
     finally:
         pool.num_done = len(done)
@@ -213,3 +222,68 @@ def test_training_and_fresh_trajectories_differ(config, tmp_path):
     found = contents(tmp_path / "run")
     seeds = [{t[1] for t in trajectories} for trajectories in found.values()]
     assert not seeds[0] & seeds[1]
+
+
+def test_a_reason_to_stop_lets_what_is_under_way_end_and_the_rest_is_made_up_for(
+    config, tmp_path
+):
+    asked = []
+
+    def stop_reason():
+        asked.append(1)
+        return "the budget is used up" if len(asked) > 6 else ""
+
+    with pytest.raises(PolicyError, match="6 of 12 .* recorded: the budget is used up"):
+        run(config, tmp_path / "2", stop_reason=stop_reason)
+    assert sum(map(len, contents(tmp_path / "2").values())) == 6
+    run(config, tmp_path / "1")
+    run(config, tmp_path / "2")
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_rejected_trajectories_are_kept_apart_and_not_run_again(config, tmp_path):
+    keep = KeepConfig(only_improving=True, unique=True)
+    collect_cfg = dataclasses.replace(config.collect, keep=keep)
+    config = dataclasses.replace(config, collect=collect_cfg)
+    run(config, tmp_path / "run")
+    kept = list(TrajectoryFile(tmp_path / "run" / "expert.jsonl"))
+    rejected = list(TrajectoryFile(tmp_path / "run" / "rejected.jsonl"))
+    assert len(kept) + len(rejected) == 8
+    assert rejected
+    assert all(t.steps[-1].score_after > t.start_score for t in kept)
+    assert run(config, tmp_path / "run").num_steps == 0
+
+
+@pytest.mark.parametrize(
+    "num_trajectories", [100, pytest.param(5_000, marks=pytest.mark.slow)]
+)
+def test_memory_does_not_grow_with_the_number_of_trajectories(
+    config, tmp_path, num_trajectories
+):
+    """Twice 5,000 trajectories of up to 15 steps: the paper's 10,000."""
+    collect_cfg = dataclasses.replace(
+        config.collect, trajectories_per_task=num_trajectories, fresh_per_task=0
+    )
+    config = dataclasses.replace(
+        config, collect=collect_cfg, env=EnvConfig(max_steps=15)
+    )
+    memory = []
+    tracemalloc.start()
+    try:
+        store = SnapshotStore(tmp_path / "run")
+        collect(
+            config,
+            tmp_path / "run",
+            policy=ScriptedPolicy(load_moves(config.task_root, config.held_in)),
+            pool=FakePool(store),
+            tasks={task_id: make_task(id=task_id) for task_id in TASK_IDS},
+            store=store,
+            on_done=lambda: memory.append(tracemalloc.get_traced_memory()[0]),
+        )
+    finally:
+        tracemalloc.stop()
+    assert len(memory) == 2 * num_trajectories
+    middle = len(memory) // 2
+    grown = max(memory[-20:]) - max(memory[middle : middle + 20])
+    # A record of fifteen steps has about 15 kB; an id in a set has about 100 bytes.
+    assert grown / (num_trajectories - 20) < 5_000

@@ -3,6 +3,9 @@
 import http.server
 import json
 import logging
+import re
+import socket
+import struct
 import threading
 import time
 from email.utils import formatdate
@@ -13,6 +16,7 @@ from mlagent_jax.config import PolicyConfig, SampleConfig
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.policy.api import ApiPolicy
 from mlagent_jax.policy.base import Request
+from mlagent_jax.policy.spending import Spending
 from mlagent_jax.types import Message
 
 KEY = "secret-key-1234"
@@ -273,3 +277,170 @@ def test_top_k_is_refused(monkeypatch):
     cfg = PolicyConfig(base_url="http://x", model="m", api_key_env="TEST_KEY")
     with pytest.raises(ConfigError, match="no top_k"):
         ApiPolicy(cfg, SampleConfig(top_k=5))
+
+
+# What endpoints really do: each is tried again or reported, and nothing is lost.
+
+
+class Raw:
+    """Answers every connection with given bytes and ends it as told."""
+
+    def __init__(self, *answers, reset=False, pause_s=0.0):
+        self.answers = list(answers)
+        self.reset = reset
+        self.pause_s = pause_s
+        self.num_connections = 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/v1"
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            self.num_connections += 1
+            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            connection.settimeout(2.0)
+            try:
+                connection.recv(65_536)
+                if self.reset:
+                    linger = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                elif self.pause_s:
+                    for i in range(len(answer)):
+                        connection.sendall(answer[i : i + 1])
+                        time.sleep(self.pause_s)
+                else:
+                    connection.sendall(answer)
+            except OSError:
+                pass
+            connection.close()
+
+    def close(self):
+        self.socket.close()
+
+
+def http_answer(body, length=None, kind="application/json"):
+    length = len(body) if length is None else length
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode() + body
+
+
+GOOD_ANSWER = http_answer(json.dumps(completion()).encode())
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (http_answer(b'{"choices": [{"mess', length=500), "peer closed connection"),
+        (b"HTTP/1.1 200 OK\r\nConten", "disconnected|closed|Server"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "illegal|disconnected|invalid"),
+        (http_answer(b"<html>Login</html>", kind="text/html"), r"\(text/html.*no JSON"),
+        (http_answer(b"[" * 100_000), "no JSON"),
+        (http_answer("höhe".encode("latin-1"), kind="text/plain"), "no JSON in UTF-8"),
+    ],
+)
+def test_broken_answers_are_tried_again_then_reported(monkeypatch, answer, text):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    server = Raw(answer)
+    (reply,) = ask(make_policy(server))
+    server.close()
+    assert reply.finish == "error"
+    assert re.search(text, reply.error)
+    assert "gave up after 6 attempts" in reply.error
+    assert server.num_connections == 6
+
+
+def test_a_broken_answer_costs_no_more_than_the_time_to_ask_again(monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    server = Raw(http_answer(b"{", length=9), GOOD_ANSWER)
+    (reply,) = ask(make_policy(server))
+    server.close()
+    assert (reply.text, server.num_connections) == ("hi", 2)
+
+
+def test_a_reset_connection_is_tried_again(monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    server = Raw(b"", reset=True)
+    (reply,) = ask(make_policy(server))
+    server.close()
+    assert reply.finish == "error"
+    assert server.num_connections == 6
+
+
+def test_a_trickle_ends_at_the_time_limit(monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    server = Raw(http_answer(b" " * 10_000), pause_s=0.01)
+    policy = make_policy(server, timeout_s=0.3)
+    policy.submit(Request(id="r", messages=MESSAGES, seed=0))
+    while not server.num_connections > 1:
+        time.sleep(0.01)
+    policy.close()
+    server.close()
+
+
+def test_halves_of_characters_become_replacement_characters(endpoint):
+    endpoint.answers = [(200, {}, completion(text="a\ud800b"))]
+    (reply,) = ask(make_policy(endpoint))
+    assert reply.text == "a\ufffdb"
+
+
+@pytest.mark.parametrize("count", [True, -3, "7", None, float("nan"), [1]])
+def test_useless_token_counts_are_left_out(endpoint, count):
+    answer = completion() | {"usage": {"prompt_tokens": count, "completion_tokens": 2}}
+    endpoint.answers = [(200, {}, answer)]
+    policy = make_policy(endpoint)
+    (reply,) = ask(policy)
+    assert reply.usage == {"reply_tokens": 2.0}
+    # What the endpoint does not count is estimated: six characters were sent.
+    assert policy.spending.tokens == pytest.approx(6 / 4 + 2)
+
+
+def test_everything_paid_for_is_counted_also_what_led_to_nothing(endpoint):
+    endpoint.answers = [
+        (200, {}, completion(text="")),
+        (503, {}, {}),
+        (200, {}, completion(finish="content_filter")),
+    ]
+    policy = make_policy(
+        endpoint, prompt_usd_per_million=1e6, reply_usd_per_million=10e6
+    )
+    (reply,) = ask(policy)
+    assert reply.finish == "error"
+    assert policy.spending.tokens == 2 * 9
+    assert policy.spending.usd == pytest.approx(2 * (7 + 20))
+
+
+def test_a_budget_of_tokens_or_money_gives_a_reason_to_stop(endpoint):
+    prices = {"prompt_usd_per_million": 1.0, "reply_usd_per_million": 1.0}
+    for limit, text in (
+        ({"max_tokens": 10}, "18 tokens are spent on some-model.*max_tokens = 10"),
+        ({"max_usd": 1e-5}, "USD are spent on some-model.*max_usd = 1e-05"),
+    ):
+        policy = make_policy(endpoint, **prices, **limit)
+        assert policy.spending.stop_reason() == ""
+        ask(policy, num=2)
+        assert re.search(text, policy.spending.stop_reason())
+
+
+def test_an_endpoint_that_fails_again_and_again_is_a_reason_to_stop(endpoint):
+    endpoint.answers = [(401, {}, {"error": "bad key"})]
+    policy = make_policy(endpoint, max_concurrency=2)
+    ask(policy, num=4)
+    assert "4 requests in a row failed" in policy.spending.stop_reason()
+    assert "bad key" in policy.spending.stop_reason()
+
+
+def test_spending_goes_on_from_what_was_spent_before():
+    cfg = PolicyConfig(kind="api", model="m", max_tokens=100)
+    charges = []
+    spending = Spending(
+        cfg, before=(60.0, 30.0), on_charge=lambda *tokens: charges.append(tokens)
+    )
+    assert spending.stop_reason() == ""
+    spending.charge(8.0, 2.0)
+    assert "100 tokens are spent" in spending.stop_reason()
+    assert charges == [(8.0, 2.0)]
