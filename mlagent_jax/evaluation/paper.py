@@ -26,6 +26,7 @@ _METRICS: Mapping[str, tuple[tuple[str, ...], float]] = {
     "auc": (("roc_auc", "mean_column_roc_auc"), 1.0),
     "pearson": (("pearson",), 1.0),
 }
+_PAPERS = "ml-agent"  # The paper's own row.
 MEASURED = "measured here"
 PUBLISHED = "published"
 
@@ -104,13 +105,14 @@ def published_table(
       summary: of the run; its `tasks` are looked up by the paper's names.
       tasks: task id -> task of the run.
     """
-    agents = list(published.table_1[0].scores)
+    # ML-Agent first, then what was measured here, then the paper's baselines.
+    agents = sorted(published.table_1[0].scores, key=lambda agent: agent != _PAPERS)
     ours = _our_policies(published, summary)
     columns = ["task", "set", "metric"]
     groups = [("", len(columns), "")]
-    for label, kind in [(a, PUBLISHED) for a in agents] + [
-        (f"{name} ({MEASURED})", "measured") for name in ours
-    ]:
+    groups_of = [(agent, PUBLISHED) for agent in agents]
+    groups_of[1:1] = [(f"{name} ({MEASURED})", "measured") for name in ours]
+    for label, kind in groups_of:
         columns += [f"{label} avg", f"{label} best"]
         groups.append((label, 2, kind))
     rows: list[tuple[str, ...]] = []
@@ -119,14 +121,12 @@ def published_table(
         arrow = "↑" if row.direction == "max" else "↓"
         cells = [row.task, SPLIT_NAMES[row.split], f"{row.metric} {arrow}"]
         averages: dict[int, float] = {}
-        for agent in agents:
-            averages[len(cells)] = row.scores[agent].avg
-            cells += _pair(row.scores[agent])
-        for name in ours:
-            cell = _measured(row, name, summary, tasks)
-            if cell is not None:
-                averages[len(cells)] = cell.avg
-            cells += ["not run", "not run"] if cell is None else _pair(cell)
+        values: list[AvgBest | None] = [row.scores[agent] for agent in agents]
+        values[1:1] = [_measured(row, name, summary, tasks) for name in ours]
+        for value in values:
+            if value is not None:
+                averages[len(cells)] = value.avg
+            cells += ["not run", "not run"] if value is None else _pair(value)
         pick = max if row.direction == "max" else min
         top = pick(averages.values())
         bold |= {(len(rows), c) for c, v in averages.items() if v == top}

@@ -166,7 +166,8 @@ def figure_4(
             ]
         _update_axis(axes[1], probes)
         axes[1].axhline(0.0, color=LINE, lw=1)
-        axes[1].set_title(f"{summary['run']}, {MEASURED}")
+        # Above the numbers of updates.
+        axes[1].set_title(f"{summary['run']}, {MEASURED}", pad=20)
         axes[1].set_xlabel("training time [minutes] (updates in grey)")
         axes[1].set_ylabel("mean relative gain [%]")
         for axis in axes:
