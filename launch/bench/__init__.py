@@ -1,0 +1,1 @@
+"""Benchmarks against peers on the same weights and the same work: `make bench`."""

@@ -1,0 +1,96 @@
+"""Runs the benchmarks; writes table, plot and JSON to runs/bench.
+
+    make bench
+    python -m launch.bench --only=decode_uniform,sft_uniform --rounds=7
+    python -m launch.bench --size=hidden=896 --size=mlp=4864 --out=runs/bench_wide
+
+Ours and the peers run in turns, each in a process of its own, on the same weights
+and the same work; the first call, which compiles, is not timed. With `--only`,
+other results of earlier calls with the same sizes stay. A peer that is not
+installed is reported as not measured.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from launch.bench.child import ROOT
+from launch.bench.compare import WORKLOADS, compare
+from launch.bench.own import OWN
+from launch.bench.results import draw, make_ratios, make_table
+from launch.bench.shapes import parse_shapes
+from launch.common import fail, write_json
+
+_OUT = flags.DEFINE_string("out", "runs/bench", "Folder of the results.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed calls of everything.")
+_ONLY = flags.DEFINE_list("only", [], "Workloads; default all.")
+_SIZE = flags.DEFINE_multi_string("size", [], "Another size: --size=batch=16.")
+_TUNIX_PYTHON = flags.DEFINE_string(
+    "tunix_python", sys.executable, "Interpreter that has google-tunix."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags ask for."""
+    names = _ONLY.value or [*WORKLOADS, *OWN]
+    unknown = sorted(set(names) - WORKLOADS.keys() - OWN.keys())
+    if len(argv) > 1 or unknown:
+        fail(f"{argv[1:] or unknown}: expected workloads of {[*WORKLOADS, *OWN]}")
+    out = Path(_OUT.value).absolute()
+    result = _open(out)
+    pythons = {"ours": sys.executable, "hf": sys.executable}
+    pythons["tunix"] = str(Path(_TUNIX_PYTHON.value).absolute())
+    compared = [name for name in names if name in WORKLOADS]
+    if compared:
+        found = compare(compared, _ROUNDS.value, out / "work", pythons)
+        for part, value in found.items():
+            result[part] |= value
+        for peer in found["versions"]:
+            result["not_measured"].pop(peer, None)
+        result["ratios"] = make_ratios(result["rounds"])
+        write_json(out / "bench.json", result)
+    for name in names:
+        if name in OWN:
+            result["own"][name] = OWN[name](_ROUNDS.value, out / "work")
+            write_json(out / "bench.json", result)
+    table = make_table(result)
+    (out / "bench.md").write_text(table)
+    draw(result, out / "bench.png")
+    print(table)
+
+
+def _open(out: Path) -> dict[str, Any]:
+    """Returns the earlier result in `out`, or prepares the work of a new one."""
+    try:
+        shapes = parse_shapes(_SIZE.value)
+    except ValueError as error:
+        fail(str(error))
+    empty = {
+        "shapes": vars(shapes),
+        "hardware": {"cpus": os.cpu_count(), "machine": platform.machine()},
+        **{part: {} for part in ("versions", "not_measured", "rounds", "equal")},
+        "ratios": {},
+        "own": {},
+    }
+    if (out / "bench.json").is_file():
+        earlier = json.loads((out / "bench.json").read_text())
+        if earlier.get("shapes") == empty["shapes"]:
+            return earlier
+    (out / "work").mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        [sys.executable, "-m", "launch.bench.prepare", str(out / "work"), *_SIZE.value],
+        check=True,
+        cwd=ROOT,
+    )
+    write_json(out / "bench.json", empty)
+    return empty
+
+
+if __name__ == "__main__":
+    app.run(main)
