@@ -43,7 +43,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1 or unknown:
         fail(f"{argv[1:] or unknown}: expected workloads of {[*WORKLOADS, *OWN]}")
     out = Path(_OUT.value).absolute()
-    result = _open(out)
+    try:
+        result = _open(out)
+    except ValueError as error:
+        fail(str(error))
+        return
     pythons = {"ours": sys.executable, "hf": sys.executable}
     pythons["tunix"] = str(Path(_TUNIX_PYTHON.value).absolute())
     compared = [name for name in names if name in WORKLOADS]
@@ -67,10 +71,7 @@ def main(argv: list[str]) -> None:
 
 def _open(out: Path) -> dict[str, Any]:
     """Returns the earlier result in `out`, or prepares the work of a new one."""
-    try:
-        shapes = parse_shapes(_SIZE.value)
-    except ValueError as error:
-        fail(str(error))
+    shapes = parse_shapes(_SIZE.value)
     empty = {
         "shapes": vars(shapes),
         "hardware": {"cpus": os.cpu_count(), "machine": platform.machine()},

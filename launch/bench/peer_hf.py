@@ -58,23 +58,17 @@ def make(work: Work, folder: Path) -> dict[str, Call]:
         return sum(map(len, replies)), replies
 
     def trainer(batches: list[list[list[int]]]) -> Call:
-        state: list[Any] = []
+        made: list[tuple[Any, Any]] = []
 
         def train() -> tuple[int, Any]:
-            if not state:
+            if not made:
                 model = load().train()
-                state.extend(
-                    (
-                        model,
-                        torch.optim.AdamW(
-                            model.parameters(),
-                            lr=1e-4,
-                            betas=(0.9, 0.95),
-                            weight_decay=0.0,
-                        ),
-                    )
+                optimizer = torch.optim.AdamW(
+                    model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0
                 )
-            losses = [_train_step(*state, rows) for rows in batches]
+                made.append((model, optimizer))
+            model, optimizer = made[0]
+            losses = [_train_step(model, optimizer, rows) for rows in batches]
             return sum(len(row) for rows in batches for row in rows), losses
 
         return train
@@ -116,9 +110,7 @@ def _train_step(model: Any, optimizer: Any, rows: list[list[int]]) -> float:
     longest = max(map(len, rows))
     ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows])
-    loss = model(
-        ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)
-    ).loss
+    loss = model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

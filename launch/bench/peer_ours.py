@@ -114,4 +114,3 @@ def _without_first(batch: SftBatch) -> SftBatch:
         segment_ids_BT=batch.segment_ids_BT,
         loss_mask_BT=loss_mask_BT,
     )
-

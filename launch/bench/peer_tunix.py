@@ -5,6 +5,9 @@ It pads prompts on the left to a power of two and attends over the whole cache i
 was given: agent prompts are sorted by length and meet a sampler of their length.
 """
 
+# Tunix has an environment of its own (`make bench`), where nobody checks types.
+# pyright: reportMissingImports=false
+
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path

@@ -43,7 +43,7 @@ def make_ratios(rounds: dict[str, dict[str, list[dict[str, float]]]]) -> dict[st
 def make_table(result: dict[str, Any]) -> str:
     """Returns a Markdown table of medians with minimum and maximum."""
     lines = [
-        "| workload | who | tokens/s | min | max | rounds | ours / theirs | same output |",
+        "| workload | who | tokens/s | min | max | rounds | ratio | same output |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for workload, taken in result["rounds"].items():

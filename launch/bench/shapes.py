@@ -106,7 +106,8 @@ class Work:
     def load(cls, path: Path) -> "Work":
         """Reads what `save` wrote."""
         value: dict[str, Any] = json.loads(path.read_text())
-        return cls(**value | {"shapes": Shapes(**value["shapes"])})
+        shapes = Shapes(**value.pop("shapes"))
+        return cls(shapes=shapes, **value)
 
 
 def make_work(shapes: Shapes, seed: int = 0) -> Work:

@@ -1,9 +1,10 @@
 """From token examples to padded batches, on grain: few shapes, exact resume.
 
 Examples are grouped by the padded length that they fit, so that a run compiles one
-program a length. An epoch is every example once, in an order that follows from the
-seed and the number of the epoch; batches of different lengths are mixed. A batch is
-found by its index alone, so continuing after a crash repeats or skips nothing.
+program a length; or several are packed into each row of the greatest length. An
+epoch is every example once, in an order that follows from the seed and the number
+of the epoch; batches of different lengths are mixed. A batch is found by its index
+alone, so continuing after a crash repeats or skips nothing.
 
 Axis letters: B rows, T token positions.
 """
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 
 from mlagent_jax.data.examples import TokenExample
+from mlagent_jax.data.packing import fill_row, pack_rows
 from mlagent_jax.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -34,8 +36,8 @@ class SftBatch:
 
     Attributes:
       tokens_BT: int32 token ids; padding is the tokenizer's pad id.
-      positions_BT: int32, 0, 1, 2, ... in every row; padding counts on.
-      segment_ids_BT: int32, 1 on tokens, 0 on padding.
+      positions_BT: int32, 0, 1, 2, ... in every sequence; padding counts on.
+      segment_ids_BT: int32, 0 on padding; 1, 2, ... on the sequences of a row.
       loss_mask_BT: float32, 1.0 on tokens whose log-probability is trained.
     """
 
@@ -75,6 +77,7 @@ def make_batches(
     seq_lens: Sequence[int],
     pad_id: int,
     seed: int | None,
+    is_packed: bool = False,
 ) -> grain.MapDataset[SftBatch]:
     """Returns one epoch of batches; `.repeat()` reshuffles in every further one.
 
@@ -87,6 +90,8 @@ def make_batches(
       seq_lens: allowed T, ascending.
       pad_id: token of padding.
       seed: of the order; None keeps the given order within a length.
+      is_packed: put as many examples into a row of the greatest length as fit. What
+        shares a row stays the same in all epochs.
 
     Raises:
       DataError: no example is left.
@@ -103,17 +108,20 @@ def make_batches(
         _log.warning(
             "dropped %d examples longer than %d tokens", num_dropped, seq_lens[-1]
         )
+    rows = {n: [[example] for example in bucket] for n, bucket in buckets.items()}
+    if is_packed:
+        rows = {seq_lens[-1]: _pack(buckets, seq_lens[-1], seed)}
     datasets: list[grain.MapDataset[SftBatch]] = []
-    for number, (seq_len, bucket) in enumerate(buckets.items()):
+    for number, (seq_len, bucket) in enumerate(rows.items()):
         if not bucket:
             continue
         dataset = grain.MapDataset.source(bucket)
         if seed is not None:
             dataset = dataset.shuffle(seed=_shuffle_seed(seed, number))
-        pad = functools.partial(
-            pad_batch, num_rows=batch_size, seq_len=seq_len, pad_id=pad_id
+        fill = functools.partial(
+            fill_batch, num_rows=batch_size, seq_len=seq_len, pad_id=pad_id
         )
-        datasets.append(dataset.batch(batch_size, batch_fn=pad))
+        datasets.append(dataset.batch(batch_size, batch_fn=fill))
     if not datasets:
         raise DataError(
             f"no example of at most {seq_lens[-1]} tokens ({num_dropped} longer ones); "
@@ -125,26 +133,35 @@ def make_batches(
     return mixed.shuffle(seed=_shuffle_seed(seed, len(buckets)))
 
 
-def pad_batch(
-    examples: Sequence[TokenExample], *, num_rows: int, seq_len: int, pad_id: int
+def fill_batch(
+    rows: Sequence[Sequence[TokenExample]], *, num_rows: int, seq_len: int, pad_id: int
 ) -> SftBatch:
-    """Returns a (num_rows, seq_len) batch; rows beyond the examples are padding."""
-    shape = (num_rows, seq_len)
-    tokens_BT = np.full(shape, pad_id, np.int32)
-    segment_ids_BT = np.zeros(shape, np.int32)
-    loss_mask_BT = np.zeros(shape, np.float32)
-    for row, example in enumerate(examples):
-        length = len(example.tokens_T)
-        tokens_BT[row, :length] = example.tokens_T
-        segment_ids_BT[row, :length] = 1
-        loss_mask_BT[row, :length] = example.loss_mask_T
-    positions_T = np.arange(seq_len, dtype=np.int32)
+    """Returns a (num_rows, seq_len) batch; rows beyond those given are padding."""
+    empty = [()] * (num_rows - len(rows))
+    filled = [fill_row(examples, seq_len, pad_id) for examples in (*rows, *empty)]
+    tokens_BT, positions_BT, segment_ids_BT, loss_mask_BT = map(
+        np.stack, zip(*filled, strict=True)
+    )
     return SftBatch(
         tokens_BT=tokens_BT,
-        positions_BT=np.broadcast_to(positions_T, shape).copy(),
+        positions_BT=positions_BT,
         segment_ids_BT=segment_ids_BT,
         loss_mask_BT=loss_mask_BT,
     )
+
+
+def _pack(
+    buckets: dict[int, list[TokenExample]], row_length: int, seed: int | None
+) -> list[list[TokenExample]]:
+    """Returns rows of examples that belong together, mixed before they are packed."""
+    examples = [example for bucket in buckets.values() for example in bucket]
+    if seed is not None:
+        order = np.random.default_rng(_shuffle_seed(seed, -1)).permutation(
+            len(examples)
+        )
+        examples = [examples[i] for i in order]
+    lengths = [len(example.tokens_T) for example in examples]
+    return [[examples[i] for i in row] for row in pack_rows(lengths, row_length)]
 
 
 def _shuffle_seed(seed: int, number: int) -> int:

@@ -1,95 +1,178 @@
-"""Attention of the newest tokens to a key/value cache, in blocks of cache positions.
+"""Attention of the newest tokens to a key/value cache, piece by piece.
 
-The loop over blocks ends at the longest live row, so the cost follows what is in
-the cache and not what has been allocated; and since every block has the same shape
-and a block without visible keys contributes exactly zero, a row's result does not
-depend, bit for bit, on the capacity or on the other rows' lengths. On CPU this is
-two to three times faster than one product over the whole cache, which would first
-be copied out of the stack of layers.
+Pieces (see `cache`) that no live row reaches are skipped, so the cost follows what is
+in the cache and not what has been allocated. A piece without visible keys for a row
+contributes exactly zero to it: a row's result does not depend, bit for bit, on the
+capacity or on the other rows' lengths.
 
-Axes: L layers, B rows, T queries, S cache positions, U positions of one block, N
-query heads, K key/value heads, G = N/K, M = G*T queries of one key/value head, H
-head width.
+Scores and softmax are float32.
+
+Axes: B rows, C rows of the cache, U positions of a piece or block, T new tokens, K
+key/value heads, G query heads of each, M = G*T queries of one key/value head, H head
+width.
 """
 
 import jax
 import jax.numpy as jnp
 
-from mlagent_jax.model.cache import KVCache
+from mlagent_jax.model.cache import Pieces, piece_starts
 
 _MASKED = -1e30  # Finite, so that a query without visible keys gives no NaN.
-_BLOCK = 128
+_BLOCK = 256
+
+# Of every query so far: greatest score, sum of weights, weighted sum of values.
+_Carry = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def attend_to_cache(
-    q_BTNH: jax.Array, cache: KVCache, layer: jax.Array, segment_ids_BT: jax.Array
+def attend_tokens(
+    q_BKGH: jax.Array,
+    k_pieces: Pieces,
+    v_pieces: Pieces,
+    last_B: jax.Array,
+    *,
+    end: jax.Array,
 ) -> jax.Array:
-    """Returns out_BTNH: query t of row b sees positions <= lengths_B[b] + t.
-
-    Queries with segment id 0 get finite garbage. Scores and softmax are float32.
+    """Returns float32 out_BKGH of one new token a row.
 
     Args:
-      q_BTNH: rotated queries of the newest tokens.
-      cache: holds the newest keys and values already (`write_layer`), while its
-        lengths do not count them yet.
-      layer: int32 scalar, which layer of the cache.
-      segment_ids_BT: 0 marks padding.
+      q_BKGH: rotated queries.
+      k_pieces: one layer's rotated keys, the newest ones included.
+      v_pieces: its values.
+      last_B: int32, the last position that a row sees, at least 0.
+      end: int32 scalar; no row that matters sees this position or a later one.
+        Those that see more get finite garbage.
     """
-    B, T, N, H = q_BTNH.shape
-    S, K = cache.capacity, cache.k_LBSKH.shape[3]
-    G = N // K
-    U = min(_BLOCK, S)
-    num_new_B = jnp.sum(segment_ids_BT != 0, axis=1, dtype=jnp.int32)
-    end = jnp.max(jnp.where(num_new_B > 0, cache.lengths_B + num_new_B, 0))
-    last_BT = cache.lengths_B[:, None] + jnp.arange(T)
-    last_BM = jnp.tile(last_BT, (1, G))
-    q_BKGTH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
-    q_BKMH = q_BKGTH.reshape(B, K, G * T, H)
+    B, G = q_BKGH.shape[0], q_BKGH.shape[2]
+    last_BM = jnp.broadcast_to(last_B[:, None], (B, G))
+    carry = _start(q_BKGH)
+    for start, k_BKUH, v_BKUH in zip(
+        piece_starts(k_pieces), k_pieces, v_pieces, strict=True
+    ):
 
-    def take_block(stack_LBSKH: jax.Array, start: jax.Array) -> jax.Array:
-        block_1BUKH = jax.lax.dynamic_slice(
-            stack_LBSKH, (layer, 0, start, 0, 0), (1, B, U, K, H)
+        def add(
+            carry: _Carry, k_BKUH: jax.Array, v_BKUH: jax.Array, start: int = start
+        ) -> _Carry:
+            return _add_block(carry, q_BKGH, k_BKUH, v_BKUH, last_BM, start)
+
+        if start == 0:
+            carry = add(carry, k_BKUH, v_BKUH)
+        else:
+            carry = jax.lax.cond(
+                end > start, add, lambda carry, *_: carry, carry, k_BKUH, v_BKUH
+            )
+    return _finish(carry)
+
+
+def attend_chunk(
+    q_1KMH: jax.Array,
+    k_pieces: Pieces,
+    v_pieces: Pieces,
+    last_M: jax.Array,
+    *,
+    end: jax.Array,
+    row: jax.Array,
+) -> jax.Array:
+    """Returns float32 out_1KMH of a chunk of one row's prompt.
+
+    Cutting out blocks costs little here, beside products of many queries.
+
+    Args:
+      q_1KMH: rotated queries.
+      k_pieces: one layer's rotated keys, those of the chunk included.
+      v_pieces: its values.
+      last_M: int32, the last position that each query sees.
+      end: int32 scalar, one more than the greatest of them.
+      row: int32 scalar, of the cache.
+    """
+    carry = _start(q_1KMH)
+    for start, k_CKUH, v_CKUH in zip(
+        piece_starts(k_pieces), k_pieces, v_pieces, strict=True
+    ):
+        carry = _add_piece(
+            carry, q_1KMH, k_CKUH, v_CKUH, last_M, start=start, end=end, row=row
         )
-        return block_1BUKH[0].astype(q_BTNH.dtype)
+    return _finish(carry)
 
-    def add_block(
-        block: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        max_BKM, sum_BKM, out_BKMH = carry
+
+def _add_piece(
+    carry: _Carry,
+    q_1KMH: jax.Array,
+    k_CKUH: jax.Array,
+    v_CKUH: jax.Array,
+    last_M: jax.Array,
+    *,
+    start: int,
+    end: jax.Array,
+    row: jax.Array,
+) -> _Carry:
+    """Returns the sums with the part of a piece before `end`, block by block."""
+    _, K, length, H = k_CKUH.shape
+    U = min(_BLOCK, length)
+
+    def add(block: jax.Array, carry: _Carry) -> _Carry:
         # The last block is moved back to fit; what it repeats is masked.
-        start = jnp.minimum(block * U, S - U)
-        k_BUKH = take_block(cache.k_LBSKH, start)
-        v_BUKH = take_block(cache.v_LBSKH, start)
-        positions_U = start + jnp.arange(U)
-        is_seen_BMU = positions_U <= last_BM[:, :, None]
-        is_seen_BMU &= positions_U >= block * U
-        scores_BKMU = jnp.einsum(
-            "BKMH,BUKH->BKMU", q_BKMH, k_BUKH, preferred_element_type=jnp.float32
-        )
-        scores_BKMU = jnp.where(is_seen_BMU[:, None], scores_BKMU * H**-0.5, _MASKED)
-        new_max_BKM = jnp.maximum(max_BKM, jnp.max(scores_BKMU, axis=-1))
-        weights_BKMU = jnp.exp(scores_BKMU - new_max_BKM[..., None])
-        decay_BKM = jnp.exp(max_BKM - new_max_BKM)
-        added_BKMH = jnp.einsum(
-            "BKMU,BUKH->BKMH",
-            weights_BKMU.astype(v_BUKH.dtype),
-            v_BUKH,
-            preferred_element_type=jnp.float32,
-        )
-        return (
-            new_max_BKM,
-            sum_BKM * decay_BKM + jnp.sum(weights_BKMU, axis=-1),
-            out_BKMH * decay_BKM[..., None] + added_BKMH,
+        first = jnp.minimum(block * U, length - U)
+        place, shape = (row, 0, first, 0), (1, K, U, H)
+        return _add_block(
+            carry,
+            q_1KMH,
+            jax.lax.dynamic_slice(k_CKUH, place, shape),
+            jax.lax.dynamic_slice(v_CKUH, place, shape),
+            last_M[None],
+            start + first,
+            num_repeated=block * U - first,
         )
 
-    start_carry = (
-        jnp.full((B, K, G * T), _MASKED, jnp.float32),
-        jnp.zeros((B, K, G * T), jnp.float32),
-        jnp.zeros((B, K, G * T, H), jnp.float32),
+    num_blocks = jnp.clip(-(-(end - start) // U), 0, -(-length // U))
+    return jax.lax.fori_loop(0, num_blocks, add, carry)
+
+
+def _start(q_BKMH: jax.Array) -> _Carry:
+    shape = q_BKMH.shape[:3]
+    return (
+        jnp.full(shape, _MASKED, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(q_BKMH.shape, jnp.float32),
     )
-    num_blocks = -(-end // U)
-    _, sum_BKM, out_BKMH = jax.lax.fori_loop(0, num_blocks, add_block, start_carry)
-    # Rows that are finished run no block when all are: their sum is zero.
-    out_BKMH = out_BKMH / jnp.maximum(sum_BKM, 1e-30)[..., None]
-    out_BTKGH = out_BKMH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4)
-    return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)
+
+
+def _add_block(
+    carry: _Carry,
+    q_BKMH: jax.Array,
+    k_BKUH: jax.Array,
+    v_BKUH: jax.Array,
+    last_BM: jax.Array,
+    start: jax.Array | int,
+    num_repeated: jax.Array | int = 0,
+) -> _Carry:
+    """Returns the sums with positions from `start` on, but the first repeated ones."""
+    max_BKM, sum_BKM, out_BKMH = carry
+    U, H = k_BKUH.shape[2:]
+    is_seen_BMU = start + jnp.arange(U) <= last_BM[:, :, None]
+    is_seen_BMU &= jnp.arange(U) >= num_repeated
+    scores_BKMU = jnp.einsum(
+        "BKMH,BKUH->BKMU",
+        q_BKMH,
+        k_BKUH.astype(q_BKMH.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    scores_BKMU = jnp.where(is_seen_BMU[:, None], scores_BKMU * H**-0.5, _MASKED)
+    new_max_BKM = jnp.maximum(max_BKM, jnp.max(scores_BKMU, axis=-1))
+    weights_BKMU = jnp.exp(scores_BKMU - new_max_BKM[..., None])
+    decay_BKM = jnp.exp(max_BKM - new_max_BKM)
+    added_BKMH = jnp.einsum(
+        "BKMU,BKUH->BKMH",
+        weights_BKMU.astype(q_BKMH.dtype),
+        v_BKUH.astype(q_BKMH.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return (
+        new_max_BKM,
+        sum_BKM * decay_BKM + jnp.sum(weights_BKMU, axis=-1),
+        out_BKMH * decay_BKM[..., None] + added_BKMH,
+    )
+
+
+def _finish(carry: _Carry) -> jax.Array:
+    _, sum_BKM, out_BKMH = carry
+    return out_BKMH / sum_BKM[..., None]

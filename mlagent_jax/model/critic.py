@@ -55,7 +55,7 @@ def values(
       positions_BT: position of each token in its own sequence.
       segment_ids_BT: 0 marks padding, whose values mean nothing.
     """
-    hidden_BTD, _ = qwen2.forward(
+    hidden_BTD = qwen2.forward(
         graphdef,
         critic_params["trunk"],
         tokens_BT,

@@ -2,7 +2,8 @@
 
 Parameter names follow Hugging Face's, with `kernel` for transposed `weight`;
 projections to and from heads keep the head axis apart, so that a mesh never cuts
-through a head. Attention itself lives in `attention.py`, the cache in `cache.py`.
+through a head. Attention itself lives in `attention.py`; the sampler has a form of
+its own, `decoder.py`.
 
 Axes: B batch rows, T token positions, D model width, F MLP width, N query heads,
 K key/value heads, H head width.
@@ -17,8 +18,6 @@ from flax import nnx
 
 from mlagent_jax.config import ModelConfig
 from mlagent_jax.model import attention
-from mlagent_jax.model.cache import KVCache, write_layer
-from mlagent_jax.model.cached_attention import attend_to_cache
 
 _LOOK_BACK_LOGIT = 16.0  # score of the token that a looking-back head favours
 
@@ -95,25 +94,19 @@ class SelfAttention(nnx.Module):
         x_BTD: jax.Array,
         rope_BTH: tuple[jax.Array, jax.Array],
         segment_ids_BT: jax.Array,
-        cache: KVCache | None,
-        layer: jax.Array,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """Returns the attention output and the cache with this layer's keys."""
+    ) -> jax.Array:
+        """Returns the attention output."""
         q_BTNH = apply_rope(self.q_proj(x_BTD), rope_BTH)
         k_BTKH = apply_rope(self.k_proj(x_BTD), rope_BTH)
         v_BTKH = self.v_proj(x_BTD)
-        if cache is None:
-            out_BTNH = attention.attend_within(
-                q_BTNH,
-                k_BTKH,
-                v_BTKH,
-                segment_ids_BT,
-                implementation=self.implementation,
-            )
-        else:
-            cache = write_layer(cache, layer, k_BTKH, v_BTKH, segment_ids_BT)
-            out_BTNH = attend_to_cache(q_BTNH, cache, layer, segment_ids_BT)
-        return self.o_proj(out_BTNH), cache
+        out_BTNH = attention.attend_within(
+            q_BTNH,
+            k_BTKH,
+            v_BTKH,
+            segment_ids_BT,
+            implementation=self.implementation,
+        )
+        return self.o_proj(out_BTNH)
 
 
 class Mlp(nnx.Module):
@@ -144,15 +137,11 @@ class DecoderLayer(nnx.Module):
         x_BTD: jax.Array,
         rope_BTH: tuple[jax.Array, jax.Array],
         segment_ids_BT: jax.Array,
-        cache: KVCache | None,
-        layer: jax.Array,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """Returns the residual stream after this layer, and the cache."""
-        out_BTD, cache = self.self_attn(
-            self.input_layernorm(x_BTD), rope_BTH, segment_ids_BT, cache, layer
-        )
-        x_BTD = x_BTD + out_BTD
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), cache
+    ) -> jax.Array:
+        """Returns the residual stream after this layer."""
+        normed_BTD = self.input_layernorm(x_BTD)
+        x_BTD = x_BTD + self.self_attn(normed_BTD, rope_BTH, segment_ids_BT)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
 def look_back_biases(

@@ -60,7 +60,7 @@ def token_logprobs(
     """
     if temperature <= 0:
         raise ConfigError(f"temperature = {temperature}: scoring needs one > 0")
-    hidden_BTD, _ = qwen2.forward(
+    hidden_BTD = qwen2.forward(
         graphdef, params, tokens_BT, positions_BT, segment_ids_BT=segment_ids_BT
     )
     return hidden_logprobs(

@@ -2,14 +2,14 @@
 
     graphdef = make_graphdef(cfg)
     params = init_params(cfg, key)          # or hf.load_folder
-    hidden_BTD, _ = forward(graphdef, params, tokens_BT, positions_BT)
+    hidden_BTD = forward(graphdef, params, tokens_BT, positions_BT)
     logits_BTV = unembed(graphdef, params, hidden_BTD)
 
 `params` is a nested dict of float32 arrays with Hugging Face's names; the layers
 are stacked on a leading axis L and scanned; an untied model has an `lm_head` besides.
 This is the only place that merges parameters into a module.
 
-Axes: B rows, T tokens, S cache positions, L layers, D model width, V vocabulary.
+Axes: B rows, T tokens, L layers, D model width, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mlagent_jax.config import ModelConfig
-from mlagent_jax.model.cache import KVCache, advance
 from mlagent_jax.model.layers import DecoderLayer, RMSNorm, rope_tables
 from mlagent_jax.model.splash import SAVED_NAME
 from mlagent_jax.parallel.sharding import constrain_tokens
@@ -59,31 +58,23 @@ class Qwen2(nnx.Module):
         tokens_BT: jax.Array,
         positions_BT: jax.Array,
         segment_ids_BT: jax.Array,
-        cache: KVCache | None,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """Returns the final-norm hidden states and the cache as written."""
+    ) -> jax.Array:
+        """Returns the final-norm hidden states."""
         cfg = self.cfg
         rope_BTH = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta)
 
-        def run_layer(
-            layer: DecoderLayer,
-            carry: tuple[jax.Array, KVCache | None],
-            index: jax.Array,
-        ) -> tuple[jax.Array, KVCache | None]:
-            x_BTD, cache = carry
+        def run_layer(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
-            x_BTD, cache = layer(x_BTD, rope_BTH, segment_ids_BT, cache, index)
-            return constrain_tokens(x_BTD), cache
+            return constrain_tokens(layer(x_BTD, rope_BTH, segment_ids_BT))
 
         if cfg.remat != "none":
             # The scan already keeps XLA from merging the recomputation away.
             policy = _remat_policy(cfg.remat)
             run_layer = nnx.remat(run_layer, prevent_cse=False, policy=policy)
-        scan = nnx.scan(run_layer, in_axes=(0, nnx.Carry, 0), out_axes=nnx.Carry)
+        scan = nnx.scan(run_layer, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
         x_BTD = jnp.take(self.embed_tokens.embedding[...], tokens_BT, axis=0)
         x_BTD = constrain_tokens(x_BTD)
-        x_BTD, cache = scan(self.layers, (x_BTD, cache), jnp.arange(cfg.num_layers))
-        return self.norm(x_BTD), cache
+        return self.norm(scan(self.layers, x_BTD))
 
 
 def make_graphdef(cfg: ModelConfig) -> nnx.GraphDef[Qwen2]:
@@ -119,25 +110,21 @@ def forward(
     positions_BT: jax.Array,
     *,
     segment_ids_BT: jax.Array | None = None,
-    cache: KVCache | None = None,
-) -> tuple[jax.Array, KVCache | None]:
-    """Returns final-norm hidden states in the compute dtype, and the new cache.
+) -> jax.Array:
+    """Returns final-norm hidden_BTD in the compute dtype.
 
-    Without a cache a token attends to tokens of its own segment up to itself. With
-    one, the real tokens of row b are appended behind its `lengths_B[b]` live
-    positions (they must fit), attend to those and to each other causally, and the
-    lengths advance by their number.
+    A token attends to tokens of its own segment up to itself. The form with a
+    key/value cache is `decoder.decode_tokens`.
 
     Args:
       graphdef: from `make_graphdef`.
       params: master weights, or a copy in another float dtype.
       tokens_BT: token ids.
       positions_BT: position of each token in its own sequence, for the rotary
-        embedding; also with a cache (it is not derived from `lengths_B`).
-      segment_ids_BT: 0 marks padding, which nobody attends to; None means that
-        every token is real. With a cache, real tokens come first in each row and
-        ids other than 0 are all the same.
-      cache: keys and values of earlier tokens.
+        embedding.
+      segment_ids_BT: sequences packed into one row have different ids; 0 marks
+        padding, which nobody attends to; None means that every token is real and
+        a row one sequence.
     """
     if segment_ids_BT is None:
         segment_ids_BT = jnp.ones_like(tokens_BT)
@@ -145,10 +132,7 @@ def forward(
     # dtype, at half the traffic of float32.
     dtype = config_of(graphdef, params).compute_dtype
     model = _merge(graphdef, jax.tree.map(lambda p: p.astype(dtype), params))
-    hidden_BTD, cache = model(tokens_BT, positions_BT, segment_ids_BT, cache)
-    if cache is not None:
-        cache = advance(cache, segment_ids_BT)
-    return hidden_BTD, cache
+    return model(tokens_BT, positions_BT, segment_ids_BT)
 
 
 def unembed(

@@ -9,22 +9,24 @@ and key alone, bit for bit, whoever shares the batch:
   so that keys and values of a token depend on it and the tokens before it only.
   This is also why a prefix can be copied from another row instead of computed.
 - Token t of a request is drawn with `fold_in(key of the request, t)`.
-- A decode step always runs over all rows; those that are finished write nothing.
+- A decode step always runs over all rows; those that are finished write garbage
+  behind their live positions only.
 
 Axes: B rows, T token positions (of a prompt or a reply), R rows to prefill, V
 vocabulary, C tokens of a chunk.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlagent_jax.config import ModelConfig
-from mlagent_jax.model import qwen2
-from mlagent_jax.model.cache import KVCache, init_cache, put_rows, take_rows
+from mlagent_jax.model import cache as cache_lib
+from mlagent_jax.model import decoder
+from mlagent_jax.model.cache import KVCache, copy_prefix, init_cache
+from mlagent_jax.model.decoder import DecoderWeights
 from mlagent_jax.sample.methods import SamplingMethod
 
 
@@ -83,6 +85,7 @@ def init_state(
     *,
     capacity: int,
     max_reply_tokens: int,
+    chunk_size: int = 1,
     dtype: DTypeLike | None = None,
 ) -> DecodeState:
     """Returns a batch without requests.
@@ -92,10 +95,11 @@ def init_state(
       num_rows: requests that are decoded together.
       capacity: tokens of prompt and reply that fit into a row.
       max_reply_tokens: where a reply is cut.
+      chunk_size: of `prefill`.
       dtype: of the cache; None takes the model's compute dtype.
     """
     return DecodeState(
-        cache=init_cache(cfg, num_rows, capacity, dtype),
+        cache=init_cache(cfg, num_rows, capacity, dtype, chunk_size=chunk_size),
         tokens_B=jnp.zeros(num_rows, jnp.int32),
         counts_B=jnp.zeros(num_rows, jnp.int32),
         is_live_B=jnp.zeros(num_rows, bool),
@@ -105,21 +109,15 @@ def init_state(
     )
 
 
-def grow(state: DecodeState, capacity: int) -> DecodeState:
+def grow(state: DecodeState, capacity: int, chunk_size: int = 1) -> DecodeState:
     """Returns `state` with room for `capacity` tokens a row."""
-    extra = capacity - state.cache.capacity
-    widths = ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))
-    cache = dataclasses.replace(
-        state.cache,
-        k_LBSKH=jnp.pad(state.cache.k_LBSKH, widths),
-        v_LBSKH=jnp.pad(state.cache.v_LBSKH, widths),
-    )
+    cache = cache_lib.grow(state.cache, capacity, chunk_size=chunk_size)
     return dataclasses.replace(state, cache=cache)
 
 
 def prefill(
-    graphdef: Any,
-    params: qwen2.Params,
+    cfg: ModelConfig,
+    weights: DecoderWeights,
     state: DecodeState,
     admission: Admission,
     *,
@@ -128,22 +126,22 @@ def prefill(
     """Returns `state` with the admitted requests ready to be decoded.
 
     Args:
-      graphdef: from `qwen2.make_graphdef`.
-      params: weights.
+      cfg: the model.
+      weights: the sampler's copy.
       state: rows before; the rows to be filled must not be live.
       admission: the requests.
       chunk_size: tokens of one forward pass.
     """
 
     def admit(index: jax.Array, state: DecodeState) -> DecodeState:
-        return _admit(graphdef, params, state, admission, index, chunk_size)
+        return _admit(cfg, weights, state, admission, index, chunk_size)
 
     return jax.lax.fori_loop(0, admission.num, admit, state)
 
 
 def _admit(
-    graphdef: Any,
-    params: qwen2.Params,
+    cfg: ModelConfig,
+    weights: DecoderWeights,
     state: DecodeState,
     admission: Admission,
     index: jax.Array,
@@ -152,32 +150,24 @@ def _admit(
     row, length = admission.rows_R[index], admission.lengths_R[index]
     tokens_T = admission.tokens_RT[index]
     num_cached = length - 1
-    source_cache = take_rows(state.cache, admission.sources_R[index][None])
     start = admission.starts_R[index]
-    row_cache = dataclasses.replace(source_cache, lengths_B=start[None])
 
-    def run_chunk(chunk: jax.Array, row_cache: KVCache) -> KVCache:
+    def run_chunk(chunk: jax.Array, cache: KVCache) -> KVCache:
         first = chunk * chunk_size
         tokens_C = jax.lax.dynamic_slice(tokens_T, (first,), (chunk_size,))
-        positions_C = first + jnp.arange(chunk_size)
-        _, row_cache_new = qwen2.forward(
-            graphdef,
-            params,
-            tokens_C[None],
-            positions_C[None],
-            segment_ids_BT=(positions_C < num_cached).astype(jnp.int32)[None],
-            cache=row_cache,
+        return decoder.prefill_chunk(
+            cfg, weights, cache, tokens_C, row=row, start=first
         )
-        assert row_cache_new is not None
-        return row_cache_new
 
+    cache = copy_prefix(state.cache, admission.sources_R[index], row, start)
     # A prompt copied whole has nothing left to run, though its start is no multiple.
     first_chunk = -(-start // chunk_size)
     end_chunk = -(-num_cached // chunk_size)
-    row_cache = jax.lax.fori_loop(first_chunk, end_chunk, run_chunk, row_cache)
+    cache = jax.lax.fori_loop(first_chunk, end_chunk, run_chunk, cache)
+    lengths_B = cache.lengths_B.at[row].set(num_cached)
     return dataclasses.replace(
         state,
-        cache=put_rows(state.cache, row[None], row_cache),
+        cache=dataclasses.replace(cache, lengths_B=lengths_B),
         tokens_B=state.tokens_B.at[row].set(tokens_T[num_cached]),
         counts_B=state.counts_B.at[row].set(0),
         is_live_B=state.is_live_B.at[row].set(True),
@@ -186,8 +176,8 @@ def _admit(
 
 
 def decode(
-    graphdef: Any,
-    params: qwen2.Params,
+    cfg: ModelConfig,
+    weights: DecoderWeights,
     state: DecodeState,
     keep_B: jax.Array,
     *,
@@ -201,8 +191,8 @@ def decode(
     reply. The loop ends early when no row is live.
 
     Args:
-      graphdef: from `qwen2.make_graphdef`.
-      params: weights.
+      cfg: the model.
+      weights: the sampler's copy.
       state: rows before.
       keep_B: bool, False ends a row whose reply the host found complete.
       method: how tokens are drawn.
@@ -217,29 +207,23 @@ def decode(
 
     def run_step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
         step, state = carry
-        return step + 1, _decode_step(graphdef, params, state, method, end_ids)
+        return step + 1, _decode_step(cfg, weights, state, method, end_ids)
 
     return jax.lax.while_loop(is_running, run_step, (jnp.int32(0), state))[1]
 
 
 def _decode_step(
-    graphdef: Any,
-    params: qwen2.Params,
+    cfg: ModelConfig,
+    weights: DecoderWeights,
     state: DecodeState,
     method: SamplingMethod,
     end_ids: tuple[int, ...],
 ) -> DecodeState:
     is_live_B = state.is_live_B
-    hidden_B1D, cache = qwen2.forward(
-        graphdef,
-        params,
-        state.tokens_B[:, None],
-        state.cache.lengths_B[:, None],
-        segment_ids_BT=is_live_B.astype(jnp.int32)[:, None],
-        cache=state.cache,
+    hidden_BD, cache = decoder.decode_tokens(
+        cfg, weights, state.cache, state.tokens_B, is_live_B
     )
-    assert cache is not None
-    logits_BV = qwen2.unembed(graphdef, params, hidden_B1D[:, 0])
+    logits_BV = decoder.unembed(weights, hidden_BD)
     keys_B = jax.random.wrap_key_data(state.key_data_B2, impl="threefry2x32")
     tokens_B, logprobs_B = method.sample(
         logits_BV, jax.vmap(jax.random.fold_in)(keys_B, state.counts_B)

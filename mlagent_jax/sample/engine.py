@@ -117,9 +117,8 @@ class Engine:
         self._pad_id = pad_id
         self._decode_text = decode_text
         self._end_ids = tuple(end_ids)
-        self._programs = make_programs(
-            graphdef, qwen2.config_of(graphdef, params), cfg, self._end_ids, mesh
-        )
+        model_cfg = qwen2.config_of(graphdef, params)
+        self._programs = make_programs(model_cfg, cfg, self._end_ids, mesh)
         self._state: decode.DecodeState | None = None
         self._waiting: collections.deque[_Request] = collections.deque()
         self._rejected: list[Finished] = []
@@ -135,9 +134,7 @@ class Engine:
     def set_params(self, params: qwen2.Params) -> None:
         """Replaces the weights; what the cache holds of the old ones is dropped.
 
-        The engine keeps a copy in the model's compute dtype. Where `params` has that
-        dtype already nothing is copied, so they must not be donated while requests
-        are pending.
+        The engine keeps a copy of its own, in the model's compute dtype.
 
         Args:
           params: weights, float32 or the compute dtype.
@@ -147,7 +144,7 @@ class Engine:
         """
         if any(request is not None for request in self._rows):
             raise RuntimeError("set_params: replies are being decoded; finish them")
-        self._params = self._programs.cast(params)
+        self._weights = self._programs.fuse(params)
         self._prefixes.clear()
 
     def submit(self, request_id: str, tokens: Sequence[int], seed: int) -> None:
@@ -191,7 +188,7 @@ class Engine:
         is_used_B = np.array([request is not None for request in self._rows])
         if is_used_B.any():
             keep_B = self._programs.put(is_used_B)
-            self._state = self._programs.decode(self._params, self._state, keep_B)
+            self._state = self._programs.decode(self._weights, self._state, keep_B)
             self.counters.visits += 1
             finished += self._collect(self._state)
         self._pending_ids -= {reply.id for reply in finished}
@@ -235,7 +232,7 @@ class Engine:
             "key_data_R2": key_data_R2,
         }
         admission = decode.Admission(**self._programs.put(arrays))
-        self._state = self._programs.prefill(self._params, self._state, admission)
+        self._state = self._programs.prefill(self._weights, self._state, admission)
 
     def _reserve(self, prompt_tokens: int) -> None:
         """Makes every row long enough for such a prompt and its reply."""

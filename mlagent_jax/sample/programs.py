@@ -1,15 +1,17 @@
 """The jitted functions of the sampler: built by a factory, nothing at import."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlagent_jax.config import ModelConfig, SampleConfig
 from mlagent_jax.model import qwen2
+from mlagent_jax.model.cache import KVCache
+from mlagent_jax.model.decoder import DecoderWeights, fuse_weights
 from mlagent_jax.parallel.mesh import TENSOR
 from mlagent_jax.sample import decode
 from mlagent_jax.sample.methods import SamplingMethod
@@ -22,9 +24,9 @@ class Programs:
     Attributes:
       init: capacity -> a state without requests.
       grow: (state, capacity) -> the same state with longer rows.
-      prefill: (params, state, admission) -> see `decode.prefill`.
-      decode: (params, state, keep_B) -> see `decode.decode`.
-      cast: weights -> weights in the compute dtype, the same arrays if they have it.
+      prefill: (weights, state, admission) -> see `decode.prefill`.
+      decode: (weights, state, keep_B) -> see `decode.decode`.
+      fuse: weights -> the sampler's copy of them, see `model.decoder`.
       put: numpy arrays -> device arrays, as an explicit transfer.
     """
 
@@ -32,12 +34,11 @@ class Programs:
     grow: Callable[[decode.DecodeState, int], decode.DecodeState]
     prefill: Callable[..., decode.DecodeState]
     decode: Callable[..., decode.DecodeState]
-    cast: Callable[[qwen2.Params], qwen2.Params]
+    fuse: Callable[[qwen2.Params], DecoderWeights]
     put: Callable[[Any], Any]
 
 
 def make_programs(
-    graphdef: Any,
     model_cfg: ModelConfig,
     cfg: SampleConfig,
     end_ids: tuple[int, ...],
@@ -46,15 +47,13 @@ def make_programs(
     """Returns jitted functions that keep the state where the mesh puts it.
 
     Args:
-      graphdef: from `qwen2.make_graphdef`.
-      model_cfg: what it was made from.
+      model_cfg: the model.
       cfg: decoding.
       end_ids: tokens that end a reply.
       mesh: devices of the replica, None for the default device.
     """
-    shardings = None if mesh is None else _state_shardings(mesh, model_cfg)
+    shardings = None if mesh is None else _state_sharding(mesh, model_cfg)
     prompts = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    dtype = jnp.dtype(model_cfg.compute_dtype)
 
     def init(capacity: int) -> decode.DecodeState:
         return decode.init_state(
@@ -62,21 +61,25 @@ def make_programs(
             cfg.num_slots,
             capacity=capacity,
             max_reply_tokens=cfg.max_reply_tokens,
+            chunk_size=cfg.prefill_chunk,
         )
 
+    def grow(state: decode.DecodeState, capacity: int) -> decode.DecodeState:
+        return decode.grow(state, capacity, cfg.prefill_chunk)
+
     def prefill(
-        params: qwen2.Params, state: decode.DecodeState, admission: decode.Admission
+        weights: DecoderWeights, state: decode.DecodeState, admission: decode.Admission
     ) -> decode.DecodeState:
         return decode.prefill(
-            graphdef, params, state, admission, chunk_size=cfg.prefill_chunk
+            model_cfg, weights, state, admission, chunk_size=cfg.prefill_chunk
         )
 
     def run(
-        params: qwen2.Params, state: decode.DecodeState, keep_B: jax.Array
+        weights: DecoderWeights, state: decode.DecodeState, keep_B: jax.Array
     ) -> decode.DecodeState:
         return decode.decode(
-            graphdef,
-            params,
+            model_cfg,
+            weights,
             state,
             keep_B,
             method=SamplingMethod.from_config(cfg),
@@ -84,32 +87,28 @@ def make_programs(
             num_steps=cfg.steps_per_call,
         )
 
-    cast = jax.jit(lambda params: jax.tree.map(lambda p: p.astype(dtype), params))
-
-    def cast_if_needed(params: qwen2.Params) -> qwen2.Params:
-        is_same = all(leaf.dtype == dtype for leaf in jax.tree.leaves(params))
-        return params if is_same else cast(params)
-
     return Programs(
         init=jax.jit(init, static_argnums=0, out_shardings=shardings),
-        grow=jax.jit(decode.grow, static_argnums=1, out_shardings=shardings),
+        grow=jax.jit(grow, static_argnums=1, out_shardings=shardings),
         prefill=jax.jit(prefill, donate_argnums=1, out_shardings=shardings),
         decode=jax.jit(run, donate_argnums=1, out_shardings=shardings),
-        cast=cast_if_needed,
+        fuse=jax.jit(functools.partial(fuse_weights, model_cfg)),
         put=lambda tree: jax.device_put(tree, prompts),
     )
 
 
-def _state_shardings(mesh: Mesh, model_cfg: ModelConfig) -> decode.DecodeState:
-    """Returns a sharding for every array of the state: heads over `tensor`."""
-    whole = NamedSharding(mesh, PartitionSpec())
+def _state_sharding(mesh: Mesh, model_cfg: ModelConfig) -> decode.DecodeState:
+    """Returns a sharding for every part of the state: heads over `tensor`."""
+    # Shardings in the place of arrays: a prefix of the state, as `jax.jit` takes it.
+    whole: Any = NamedSharding(mesh, PartitionSpec())
     is_split = model_cfg.num_kv_heads % mesh.shape[TENSOR] == 0
-    heads = NamedSharding(mesh, PartitionSpec(None, None, None, TENSOR, None))
-    abstract = jax.eval_shape(
-        lambda: decode.init_state(model_cfg, 1, capacity=1, max_reply_tokens=1)
+    heads: Any = NamedSharding(mesh, PartitionSpec(None, TENSOR)) if is_split else whole
+    return decode.DecodeState(
+        cache=KVCache(keys=heads, values=heads, lengths_B=whole),
+        tokens_B=whole,
+        counts_B=whole,
+        is_live_B=whole,
+        key_data_B2=whole,
+        reply_BT=whole,
+        logprobs_BT=whole,
     )
-    state = jax.tree.map(lambda _: whole, abstract)
-    if not is_split:
-        return state
-    cache = dataclasses.replace(state.cache, k_LBSKH=heads, v_LBSKH=heads)
-    return dataclasses.replace(state, cache=cache)

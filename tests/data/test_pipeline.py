@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlagent_jax.data.examples import TokenExample
-from mlagent_jax.data.pipeline import make_batches, pad_batch, split_examples
+from mlagent_jax.data.pipeline import fill_batch, make_batches, split_examples
 from mlagent_jax.errors import DataError
 
 PAD = 0
@@ -31,7 +31,7 @@ def contents(batch) -> list[int]:
 
 
 def test_a_batch_is_padded_as_drawn():
-    batch = pad_batch([make_example(6, 3)], num_rows=2, seq_len=5, pad_id=PAD)
+    batch = fill_batch([[make_example(6, 3)]], num_rows=2, seq_len=5, pad_id=PAD)
     assert batch.tokens_BT.tolist() == [[7, 7, 7, 0, 0], [0, 0, 0, 0, 0]]
     assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 4]] * 2
     assert batch.segment_ids_BT.tolist() == [[1, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
@@ -95,3 +95,51 @@ def test_whole_trajectories_are_held_back_whatever_the_order():
     assert {e.trajectory_id for e in again} == ids
     assert {e.trajectory_id for e in split_examples(EXAMPLES, 0.2, seed=1)[1]} != ids
     assert split_examples(EXAMPLES, 0.0, seed=0) == (EXAMPLES, [])
+
+
+def pieces(batch) -> list[int]:
+    """The examples of a packed batch, checked for where their parts lie."""
+    found = []
+    for row in range(len(batch.tokens_BT)):
+        segments_T = batch.segment_ids_BT[row]
+        for segment in range(1, segments_T.max() + 1):
+            places = np.flatnonzero(segments_T == segment)
+            number = int(batch.tokens_BT[row, places[0]]) - 1
+            length = len(EXAMPLES[number].tokens_T)
+            assert places.tolist() == list(range(places[0], places[0] + length))
+            assert (batch.tokens_BT[row, places] == number + 1).all()
+            assert batch.positions_BT[row, places].tolist() == list(range(length))
+            expected_T = EXAMPLES[number].loss_mask_T
+            assert (batch.loss_mask_BT[row, places] == expected_T).all()
+            found.append(number + 1)
+        assert (batch.tokens_BT[row, segments_T == 0] == PAD).all()
+        assert (batch.loss_mask_BT[row, segments_T == 0] == 0).all()
+    return found
+
+
+PACKED = SETTINGS | {"seq_lens": (6, 24), "is_packed": True}
+
+
+def test_packed_rows_hold_every_example_once_an_epoch():
+    dataset = make_batches(EXAMPLES, seed=0, **PACKED)
+    twice = [pieces(b) for b in dataset.repeat(2)]
+    first, second = twice[: len(dataset)], twice[len(dataset) :]
+    assert first != second
+    assert Counter(sum(first, [])) == Counter(sum(second, [])) == Counter(range(1, 24))
+    assert {b.tokens_BT.shape for b in dataset} == {(4, 24)}
+    unpacked = make_batches(EXAMPLES, seed=0, **SETTINGS | {"seq_lens": (6, 24)})
+    assert len(dataset) < len(unpacked)
+
+
+def test_packed_batches_continue_from_a_state_wherever_they_were_killed():
+    dataset = make_batches(EXAMPLES, seed=3, **PACKED).repeat(4)
+    expected = [b.tokens_BT.tolist() for b in dataset]
+    for done in np.random.default_rng(0).integers(0, len(dataset), 5):
+        iterator = iter(dataset)
+        for _ in range(done):
+            next(iterator)
+        state = iterator.get_state()
+        # Another process: everything is built again.
+        again = iter(make_batches(EXAMPLES, seed=3, **PACKED).repeat(4))
+        again.set_state(state)
+        assert [b.tokens_BT.tolist() for b in again] == expected[done:]

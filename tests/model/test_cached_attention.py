@@ -1,100 +1,95 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlagent_jax.config import ModelConfig
-from mlagent_jax.model.cache import KVCache, init_cache
-from mlagent_jax.model.cached_attention import attend_to_cache
+from mlagent_jax.model.cache import piece_lengths
+from mlagent_jax.model.cached_attention import attend_chunk, attend_tokens
 
-LAYER = 1
-
-
-def make_cache(cfg: ModelConfig, lengths, capacity: int) -> KVCache:
-    """Random keys and values; whatever lies behind the live ones is huge."""
-    empty = init_cache(cfg, len(lengths), capacity, "float32")
-    k_key, v_key = jax.random.split(jax.random.key(0))
-    shape = (*empty.k_LBSKH.shape[:2], 600, *empty.k_LBSKH.shape[3:])
-    is_live = np.arange(capacity) < np.asarray(lengths)[:, None]
-    is_live_LBSKH = is_live[None, :, :, None, None]
-    k_LBSKH = jax.random.normal(k_key, shape)[:, :, :capacity]
-    v_LBSKH = jax.random.normal(v_key, shape)[:, :, :capacity]
-    return KVCache(
-        k_LBSKH=jnp.where(is_live_LBSKH, k_LBSKH, 1e9),
-        v_LBSKH=jnp.where(is_live_LBSKH, v_LBSKH, 1e9),
-        lengths_B=jnp.array(lengths, jnp.int32),
-    )
+LONGEST = 1280
 
 
-def make_config(num_heads: int, num_kv_heads: int) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=8,
-        hidden_size=8,
-        intermediate_size=8,
-        num_layers=2,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=4,
-    )
+def make_pieces(lengths, num_kv_heads: int, capacity: int, seed: int):
+    """Random keys or values; whatever lies behind the live ones is huge."""
+    shape = (len(lengths), num_kv_heads, LONGEST, 4)
+    x_BKSH = jax.random.normal(jax.random.key(seed), shape)[:, :, :capacity]
+    is_live_BS = np.arange(capacity) < np.asarray(lengths)[:, None]
+    x_BKSH = jnp.where(is_live_BS[:, None, :, None], x_BKSH, 1e9)
+    ends = np.cumsum(piece_lengths(capacity, 1))[:-1]
+    return tuple(jnp.split(x_BKSH, ends, axis=2))
 
 
-def attend(q_BTNH, filled: KVCache, num_new):
-    """The lengths of `filled` count the newest tokens; the function wants them not."""
-    cache = dataclasses.replace(filled, lengths_B=filled.lengths_B - jnp.array(num_new))
-    T = q_BTNH.shape[1]
-    segment_ids_BT = (np.arange(T) < np.asarray(num_new)[:, None]).astype(np.int32)
-    return np.asarray(
-        jax.jit(attend_to_cache)(q_BTNH, cache, jnp.int32(LAYER), segment_ids_BT)
-    )
+def make_cache(lengths, num_kv_heads: int, capacity: int):
+    return tuple(make_pieces(lengths, num_kv_heads, capacity, seed) for seed in (0, 1))
 
 
-def reference(q_TNH, k_SKH, v_SKH) -> np.ndarray:
+def reference(q_TKGH, k_KSH, v_KSH) -> np.ndarray:
     """Queries of the last T of S tokens, one at a time, in float64."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q_TNH, k_SKH, v_SKH))
+    q, k, v = (np.asarray(x, np.float64) for x in (q_TKGH, k_KSH, v_KSH))
     out = np.zeros_like(q)
-    for t, n in np.ndindex(q.shape[:2]):
-        end = len(k) - len(q) + t + 1
-        head = n // (q.shape[1] // k.shape[1])
-        scores = k[:end, head] @ q[t, n] / np.sqrt(q.shape[2])
+    T, K, G, H = q.shape
+    for t, head, g in np.ndindex(T, K, G):
+        end = k.shape[1] - T + t + 1
+        scores = k[head, :end] @ q[t, head, g] / np.sqrt(H)
         weights = np.exp(scores - scores.max())
-        out[t, n] = weights @ v[:end, head] / weights.sum()
+        out[t, head, g] = weights @ v[head, :end] / weights.sum()
     return out
 
 
+def attend(q_BKGH, cache, lengths, live=None):
+    lengths = np.asarray(lengths)
+    is_live = np.ones(len(lengths), bool) if live is None else np.asarray(live)
+    end = jnp.int32((lengths * is_live).max())
+    last_B = jnp.asarray(lengths - 1, jnp.int32)
+    return np.asarray(jax.jit(attend_tokens)(q_BKGH, *cache, last_B, end=end))
+
+
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (6, 2), (7, 1)])
-@pytest.mark.parametrize("num_tokens", [1, 5])
-def test_each_row_attends_to_its_own_live_positions(
-    num_heads, num_kv_heads, num_tokens
-):
-    # 300 is no multiple of a block, and some rows end on a block's edge.
-    lengths = [num_tokens, 128, 129, 300, 256]
-    cache = make_cache(make_config(num_heads, num_kv_heads), lengths, 300)
-    q_BTNH = jax.random.normal(
-        jax.random.key(1), (len(lengths), num_tokens, num_heads, 4)
-    )
-    out_BTNH = attend(q_BTNH, cache, [num_tokens] * len(lengths))
+def test_each_row_attends_to_its_own_live_positions(num_heads, num_kv_heads):
+    # Rows end on both sides of the edges of pieces.
+    lengths = [1, 256, 257, 512, 513, 1000]
+    cache = make_cache(lengths, num_kv_heads, 1024)
+    shape = (len(lengths), num_kv_heads, num_heads // num_kv_heads, 4)
+    q_BKGH = jax.random.normal(jax.random.key(2), shape)
+    out_BKGH = attend(q_BKGH, cache, lengths)
+    k_BKSH, v_BKSH = (np.concatenate(pieces, axis=2) for pieces in cache)
     for b, length in enumerate(lengths):
-        k_SKH, v_SKH = (x[LAYER, b, :length] for x in (cache.k_LBSKH, cache.v_LBSKH))
-        expected_TNH = reference(q_BTNH[b], k_SKH, v_SKH)
-        np.testing.assert_allclose(out_BTNH[b], expected_TNH, atol=1e-5)
+        k_KSH, v_KSH = k_BKSH[b, :, :length], v_BKSH[b, :, :length]
+        expected = reference(q_BKGH[b][None], k_KSH, v_KSH)[0]
+        np.testing.assert_allclose(out_BKGH[b], expected, atol=1e-5)
 
 
-def test_padding_and_finished_rows_give_finite_values_and_change_nothing():
-    lengths = [40, 30, 20]
-    cache = make_cache(make_config(4, 2), lengths, 64)
-    q_BTNH = jax.random.normal(jax.random.key(1), (3, 4, 4, 4))
-    out_BTNH = attend(q_BTNH, cache, [4, 2, 0])
-    whole_BTNH = attend(q_BTNH, cache, [4, 4, 4])
-    np.testing.assert_array_equal(out_BTNH[0], whole_BTNH[0])
-    assert np.all(np.isfinite(attend(q_BTNH, cache, [0, 0, 0])))
+@pytest.mark.parametrize("end", [7, 256, 300, 700, 1000])
+def test_a_chunk_attends_causally_to_its_row(end):
+    num_tokens, row = 7, 1
+    cache = make_cache([50, end, 1000], 2, 1024)
+    q_TKGH = jax.random.normal(jax.random.key(2), (num_tokens, 2, 3, 4))
+    q_1KMH = q_TKGH.transpose(1, 2, 0, 3).reshape(1, 2, 3 * num_tokens, 4)
+    last_M = jnp.tile(jnp.arange(end - num_tokens, end), 3)
+    out_1KMH = jax.jit(attend_chunk)(
+        q_1KMH, *cache, last_M, end=jnp.int32(end), row=jnp.int32(row)
+    )
+    out_TKGH = out_1KMH.reshape(2, 3, num_tokens, 4).transpose(2, 0, 1, 3)
+    k_KSH, v_KSH = (np.concatenate(p, axis=2)[row, :, :end] for p in cache)
+    np.testing.assert_allclose(out_TKGH, reference(q_TKGH, k_KSH, v_KSH), atol=1e-5)
 
 
-def test_neither_capacity_nor_other_rows_change_a_bit():
-    cfg = make_config(4, 2)
-    q_BTNH = jax.random.normal(jax.random.key(1), (3, 1, 4, 4))
-    short = attend(q_BTNH, make_cache(cfg, [70, 90, 100], 128), [1, 1, 1])
-    # The blocks of the last row make the loop longer for the first two as well.
-    long = attend(q_BTNH, make_cache(cfg, [70, 90, 500], 600), [1, 1, 1])
-    np.testing.assert_array_equal(short[:2], long[:2])
+def test_finished_rows_give_finite_values_and_change_nothing():
+    lengths = [40, 700, 20]
+    cache = make_cache(lengths, 2, 1024)
+    q_BKGH = jax.random.normal(jax.random.key(2), (3, 2, 2, 4))
+    out_BKGH = attend(q_BKGH, cache, lengths, live=[True, False, True])
+    whole_BKGH = attend(q_BKGH, cache, lengths)
+    np.testing.assert_array_equal(out_BKGH[[0, 2]], whole_BKGH[[0, 2]])
+    none_BKGH = attend(q_BKGH, cache, lengths, live=[False] * 3)
+    assert np.all(np.isfinite(out_BKGH))
+    assert np.all(np.isfinite(none_BKGH))
+
+
+@pytest.mark.parametrize("capacity", [128, 192, 256, 320, 640])
+def test_neither_capacity_nor_other_rows_change_a_bit(capacity):
+    q_BKGH = jax.random.normal(jax.random.key(2), (3, 2, 2, 4))
+    small = attend(q_BKGH, make_cache([70, 90, 100], 2, capacity), [70, 90, 100])
+    # The last row makes more pieces live for the first two as well.
+    large = attend(q_BKGH, make_cache([70, 90, 1200], 2, LONGEST), [70, 90, 1200])
+    np.testing.assert_array_equal(small[:2], large[:2])

@@ -25,7 +25,7 @@ def batch(tiny_config):
 
 def plain_scores(graphdef, params, batch, temperature):
     tokens_BT, positions_BT, segment_ids_BT = batch
-    hidden_BTD, _ = qwen2.forward(
+    hidden_BTD = qwen2.forward(
         graphdef, params, tokens_BT, positions_BT, segment_ids_BT=segment_ids_BT
     )
     logits_BTV = qwen2.unembed(graphdef, params, hidden_BTD) / temperature
@@ -52,7 +52,7 @@ def test_scores_equal_a_float64_softmax(
         temperature=temperature,
         chunk_size=chunk_size,
     )
-    hidden_BTD, _ = qwen2.forward(
+    hidden_BTD = qwen2.forward(
         graphdef, params, tokens_BT, positions_BT, segment_ids_BT=segment_ids_BT
     )
     table_DV = (

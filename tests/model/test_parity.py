@@ -1,12 +1,14 @@
 """Our model against transformers' Qwen2ForCausalLM on random weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mlagent_jax.model import cache as cache_lib
-from mlagent_jax.model import hf, qwen2
+from mlagent_jax.model import decoder, hf, qwen2
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -69,7 +71,7 @@ def test_logits_equal_transformers(pair):
     @jax.jit
     def logits(params, tokens_BT):
         positions_BT = jnp.broadcast_to(jnp.arange(33), (2, 33))
-        hidden_BTD, _ = qwen2.forward(graphdef, params, tokens_BT, positions_BT)
+        hidden_BTD = qwen2.forward(graphdef, params, tokens_BT, positions_BT)
         return qwen2.unembed(graphdef, params, hidden_BTD)
 
     found_BTV = np.asarray(logits(params, jnp.asarray(tokens_BT)))
@@ -107,20 +109,31 @@ def test_exported_folder_continues_with_the_same_64_tokens(tmp_path):
         eos_token_id=None,
     ).numpy()
 
-    graphdef = qwen2.make_graphdef(cfg)
+    weights = decoder.fuse_weights(cfg, params)
+    cache = cache_lib.init_cache(cfg, 2, 80, chunk_size=8)
+    # All but the last token of the prompts is prefilled, in one chunk a row.
+    for row, prompt_T in enumerate(prompt_BT):
+        cache = decoder.prefill_chunk(
+            cfg,
+            weights,
+            cache,
+            jnp.asarray(prompt_T[:8]),
+            row=jnp.int32(row),
+            start=jnp.int32(0),
+        )
+    cache = dataclasses.replace(cache, lengths_B=jnp.array([8, 8]))
+    is_live_B = jnp.array([True, True])
 
     @jax.jit
-    def step(tokens_BT, cache):
-        positions_BT = cache.lengths_B[:, None] + jnp.arange(tokens_BT.shape[1])
-        hidden_BTD, cache = qwen2.forward(
-            graphdef, params, tokens_BT, positions_BT, cache=cache
+    def step(tokens_B, cache):
+        hidden_BD, cache = decoder.decode_tokens(
+            cfg, weights, cache, tokens_B, is_live_B
         )
-        logits_BV = qwen2.unembed(graphdef, params, hidden_BTD[:, -1])
-        return jnp.argmax(logits_BV, axis=-1)[:, None], cache
+        return jnp.argmax(decoder.unembed(weights, hidden_BD), axis=-1), cache
 
-    parts = [prompt_BT]
-    cache = cache_lib.init_cache(cfg, 2, 80)
+    tokens = [prompt_BT[:, 8]]
     for _ in range(64):
-        next_B1, cache = step(jnp.asarray(parts[-1]), cache)
-        parts.append(np.asarray(next_B1))
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), expected_BT)
+        next_B, cache = step(jnp.asarray(tokens[-1]), cache)
+        tokens.append(np.asarray(next_B))
+    reply_BT = np.stack(tokens[1:], axis=1)
+    np.testing.assert_array_equal(reply_BT, expected_BT[:, 9:])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mlagent_jax.config import ModelConfig
-from mlagent_jax.model import cache as cache_lib
 from mlagent_jax.model import qwen2
 
 
@@ -23,14 +22,13 @@ def forward(tiny_config):
     graphdef = qwen2.make_graphdef(tiny_config)
 
     @jax.jit
-    def run(params, tokens_BT, positions_BT, segment_ids_BT=None, cache=None):
+    def run(params, tokens_BT, positions_BT, segment_ids_BT=None):
         return qwen2.forward(
             graphdef,
             params,
             tokens_BT,
             positions_BT,
             segment_ids_BT=segment_ids_BT,
-            cache=cache,
         )
 
     return run
@@ -87,8 +85,8 @@ def test_no_token_sees_a_later_one(forward, tiny_config, tiny_params):
     tokens_BT = random_tokens(1, (2, 12), tiny_config.vocab_size)
     changed_BT = tokens_BT.at[:, 7].add(1)
     positions_BT = arange_rows(2, 12)
-    before, _ = forward(tiny_params, tokens_BT, positions_BT)
-    after, _ = forward(tiny_params, changed_BT, positions_BT)
+    before = forward(tiny_params, tokens_BT, positions_BT)
+    after = forward(tiny_params, changed_BT, positions_BT)
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert np.all(np.abs(before[:, 7:] - after[:, 7:]).max(-1) > 0)
 
@@ -97,8 +95,8 @@ def test_two_packed_sequences_equal_two_separate_ones(
     forward, tiny_config, tiny_params
 ):
     tokens_BT = random_tokens(2, (2, 9), tiny_config.vocab_size)
-    separate_BTD, _ = forward(tiny_params, tokens_BT, arange_rows(2, 9))
-    packed_BTD, _ = forward(
+    separate_BTD = forward(tiny_params, tokens_BT, arange_rows(2, 9))
+    packed_BTD = forward(
         tiny_params,
         tokens_BT.reshape(1, 18),
         arange_rows(2, 9).reshape(1, 18),
@@ -111,12 +109,12 @@ def test_two_packed_sequences_equal_two_separate_ones(
 
 def test_padding_changes_nothing_and_stays_finite(forward, tiny_config, tiny_params):
     tokens_BT = random_tokens(3, (2, 6), tiny_config.vocab_size)
-    alone_BTD, _ = forward(tiny_params, tokens_BT, arange_rows(2, 6))
+    alone_BTD = forward(tiny_params, tokens_BT, arange_rows(2, 6))
     # Padding on both sides: positions count real tokens only.
     padded_BT = jnp.pad(tokens_BT, ((0, 0), (3, 5)), constant_values=1)
     positions_BT = jnp.pad(arange_rows(2, 6), ((0, 0), (3, 5)))
     segment_ids_BT = jnp.pad(jnp.ones((2, 6), jnp.int32), ((0, 0), (3, 5)))
-    padded_BTD, _ = forward(tiny_params, padded_BT, positions_BT, segment_ids_BT)
+    padded_BTD = forward(tiny_params, padded_BT, positions_BT, segment_ids_BT)
     np.testing.assert_allclose(padded_BTD[:, 3:9], alone_BTD, atol=1e-5)
     assert np.all(np.isfinite(padded_BTD))
 
@@ -128,7 +126,7 @@ def squared_logits_grads(tiny_params):
     def loss(params, cfg: ModelConfig):
         graphdef = qwen2.make_graphdef(cfg)
         positions_BT = arange_rows(2, 10)
-        hidden_BTD, _ = qwen2.forward(
+        hidden_BTD = qwen2.forward(
             graphdef,
             params,
             random_tokens(4, (2, 10), cfg.vocab_size),
@@ -169,54 +167,6 @@ def test_neither_remat_nor_the_attention_changes_gradients(
         np.testing.assert_allclose(leaf, expected_leaf, atol=1e-5)
 
 
-def test_cached_decode_equals_the_full_forward(forward, tiny_config, tiny_params):
-    num_tokens, num_prompt = 14, 6
-    tokens_BT = random_tokens(5, (3, num_tokens), tiny_config.vocab_size)
-    positions_BT = arange_rows(3, num_tokens)
-    full_BTD, _ = forward(tiny_params, tokens_BT, positions_BT)
-    cache = cache_lib.init_cache(tiny_config, 3, num_tokens)
-    # A prompt, a few tokens at once, then one at a time.
-    starts = [0, num_prompt, num_prompt + 3, *range(num_prompt + 4, num_tokens + 1)]
-    parts = []
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
-        hidden_BTD, cache = forward(
-            tiny_params,
-            tokens_BT[:, start:end],
-            positions_BT[:, start:end],
-            None,
-            cache,
-        )
-        parts.append(hidden_BTD)
-    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full_BTD, atol=1e-5)
-    np.testing.assert_array_equal(cache.lengths_B, [num_tokens] * 3)
-
-
-def test_rows_of_different_lengths_share_a_cache(forward, tiny_config, tiny_params):
-    lengths = [7, 4, 0]
-    tokens_BT = random_tokens(6, (3, 9), tiny_config.vocab_size)
-    positions_BT = arange_rows(3, 9)
-    full_BTD, _ = forward(tiny_params, tokens_BT, positions_BT)
-    is_prompt_BT = positions_BT < jnp.array(lengths)[:, None]
-    cache = cache_lib.init_cache(tiny_config, 3, 10)
-    _, cache = forward(
-        tiny_params, tokens_BT, positions_BT, is_prompt_BT.astype(jnp.int32), cache
-    )
-    np.testing.assert_array_equal(cache.lengths_B, lengths)
-    # One more token for the first two rows; the third is an empty slot.
-    next_B1 = jnp.array([[7], [4], [0]])
-    hidden_B1D, cache = forward(
-        tiny_params,
-        jnp.take_along_axis(tokens_BT, next_B1, axis=1),
-        next_B1,
-        jnp.array([[1], [1], [0]]),
-        cache,
-    )
-    np.testing.assert_allclose(hidden_B1D[0, 0], full_BTD[0, 7], atol=1e-5)
-    np.testing.assert_allclose(hidden_B1D[1, 0], full_BTD[1, 4], atol=1e-5)
-    assert np.all(np.isfinite(hidden_B1D))
-    np.testing.assert_array_equal(cache.lengths_B, [8, 5, 0])
-
-
 def test_bfloat16_compute_is_near_float32(tiny_config, tiny_params):
     tokens_BT = random_tokens(7, (2, 16), tiny_config.vocab_size)
     logits = {}
@@ -224,9 +174,7 @@ def test_bfloat16_compute_is_near_float32(tiny_config, tiny_params):
         graphdef = qwen2.make_graphdef(
             dataclasses.replace(tiny_config, compute_dtype=dtype)
         )
-        hidden_BTD, _ = qwen2.forward(
-            graphdef, tiny_params, tokens_BT, arange_rows(2, 16)
-        )
+        hidden_BTD = qwen2.forward(graphdef, tiny_params, tokens_BT, arange_rows(2, 16))
         assert hidden_BTD.dtype == dtype
         logits[dtype] = qwen2.unembed(graphdef, tiny_params, hidden_BTD)
         assert logits[dtype].dtype == jnp.float32

@@ -113,7 +113,7 @@ def _sample_replies(graphdef, params, tokens_BT, key):
     for step_key in jax.random.split(key):
         B, T = tokens_BT.shape
         positions_BT = jnp.tile(jnp.arange(T), (B, 1))
-        hidden_BTD, _ = qwen2.forward(graphdef, params, tokens_BT, positions_BT)
+        hidden_BTD = qwen2.forward(graphdef, params, tokens_BT, positions_BT)
         logits_BV = qwen2.unembed(graphdef, params, hidden_BTD[:, -1])
         chosen_B = jax.random.categorical(step_key, logits_BV)
         logprobs_BV = jax.nn.log_softmax(logits_BV)

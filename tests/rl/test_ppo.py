@@ -232,7 +232,7 @@ def test_an_update_equals_torch_autograd_on_the_logits():
     actor, critic = make_policy_params(seed=2), make_models()[1]  # ratios are not 1
 
     def logits_fn(params):
-        hidden_BTD, _ = qwen2.forward(
+        hidden_BTD = qwen2.forward(
             GRAPHDEF,
             params,
             batch.tokens_BT,

@@ -103,7 +103,7 @@ def score_all(graphdef, params, replies, temperature=1.0):
     def run(tokens_BT, positions_BT, segment_ids_BT):
         batch = (tokens_BT, positions_BT, segment_ids_BT)
         scores = token_logprobs(graphdef, params, *batch, temperature=temperature)
-        hidden_BTD, _ = qwen2.forward(
+        hidden_BTD = qwen2.forward(
             graphdef, params, *batch[:2], segment_ids_BT=segment_ids_BT
         )
         best_BT = jnp.argmax(qwen2.unembed(graphdef, params, hidden_BTD), axis=-1)

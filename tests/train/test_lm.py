@@ -11,7 +11,9 @@ import optax
 import pytest
 
 from mlagent_jax.config import MeshConfig, OptimizerConfig
-from mlagent_jax.data.pipeline import SftBatch
+from mlagent_jax.data.examples import TokenExample
+from mlagent_jax.data.packing import pack_rows
+from mlagent_jax.data.pipeline import SftBatch, fill_batch
 from mlagent_jax.errors import ConfigError, DivergedError
 from mlagent_jax.model import qwen2
 from mlagent_jax.parallel.mesh import make_mesh
@@ -81,11 +83,36 @@ def assert_close(ours, theirs) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
 
+def test_packed_examples_have_the_loss_and_gradient_of_rows_of_their_own(
+    tiny_config, tiny_params
+):
+    rng = np.random.default_rng(0)
+    examples = [
+        TokenExample(
+            name=f"{i}@0",
+            tokens_T=rng.integers(0, 64, length).astype(np.int32),
+            loss_mask_T=np.arange(length) >= length // 2,
+        )
+        for i, length in enumerate((9, 5, 12, 3, 7, 4))
+    ]
+    alone = fill_batch([[e] for e in examples], num_rows=6, seq_len=12, pad_id=0)
+    rows = pack_rows([len(e.tokens_T) for e in examples], 24)
+    assert len(rows) == 2
+    packed = fill_batch(
+        [[examples[i] for i in row] for row in rows], num_rows=2, seq_len=24, pad_id=0
+    )
+    ours, our_params = take_step(tiny_config, tiny_params, packed)
+    theirs, their_params = take_step(tiny_config, tiny_params, alone)
+    assert ours["num_tokens"] == theirs["num_tokens"]
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], atol=1e-6)
+    assert_close(our_params, their_params)
+
+
 def test_the_loss_is_the_mean_over_the_marked_tokens(tiny_config, tiny_params):
     batch = make_batch(0)
     metrics, _ = take_step(tiny_config, tiny_params, batch)
     graphdef = qwen2.make_graphdef(tiny_config)
-    hidden_BTD, _ = qwen2.forward(
+    hidden_BTD = qwen2.forward(
         graphdef,
         tiny_params,
         batch.tokens_BT,

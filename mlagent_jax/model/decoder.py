@@ -1,0 +1,240 @@
+"""Qwen-2.5 over a key/value cache: the sampler's half of the model.
+
+The same network as `qwen2`, laid out for few tokens a step, where reading weights
+and starting operations cost more than multiplying. `fuse_weights` makes the
+sampler's copy: one product for queries, keys and values, one for gate and up, and
+every layer's weights apart from the others', since cutting them out of a stack
+would copy them at each step. For the same reason the layers are unrolled.
+
+Axes: L layers, B rows, T tokens of a chunk, S cache positions, D model width, F MLP
+width, N query heads, K key/value heads, G = N/K, E = G + 2 (a group's queries, its
+key, its value), M = G*T, H head width, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mlagent_jax.config import ModelConfig
+from mlagent_jax.model.cache import KVCache, put_chunk, put_tokens
+from mlagent_jax.model.cached_attention import attend_chunk, attend_tokens
+from mlagent_jax.model.layers import rope_tables
+from mlagent_jax.model.qwen2 import Params
+
+# (layer, queries, keys, values) -> attention output, all (B, T, K, ., H)
+_Attend = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """One decoder layer; heads stay an axis, so that a mesh never cuts one."""
+
+    attention_norm_D: jax.Array
+    qkv_DKEH: jax.Array
+    qkv_bias_KEH: jax.Array
+    out_KGHD: jax.Array
+    mlp_norm_D: jax.Array
+    gate_up_D2F: jax.Array
+    down_FD: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderWeights:
+    """The whole model in the compute dtype; a tied output layer is laid out anew."""
+
+    embedding_VD: jax.Array
+    layers: tuple[LayerWeights, ...]
+    norm_D: jax.Array
+    head_DV: jax.Array
+
+
+def fuse_weights(cfg: ModelConfig, params: Params) -> DecoderWeights:
+    """Returns the sampler's copy of a parameter tree of `qwen2`."""
+    K, H = cfg.num_kv_heads, cfg.head_dim
+    G, D = cfg.num_heads // K, cfg.hidden_size
+    params = jax.tree.map(lambda p: p.astype(cfg.compute_dtype), params)
+    embedding_VD = params["embed_tokens"]["embedding"]
+    is_tied = cfg.tie_word_embeddings
+
+    def fuse_layer(layer: Params) -> LayerWeights:
+        attention, mlp = layer["self_attn"], layer["mlp"]
+        q, k, v = (attention[f"{name}_proj"] for name in "qkv")
+        qkv_DKEH = [
+            q["kernel"].reshape(D, K, G, H),
+            k["kernel"][:, :, None],
+            v["kernel"][:, :, None],
+        ]
+        qkv_bias_KEH = [
+            q["bias"].reshape(K, G, H),
+            k["bias"][:, None],
+            v["bias"][:, None],
+        ]
+        return LayerWeights(
+            attention_norm_D=layer["input_layernorm"]["scale"],
+            qkv_DKEH=jnp.concatenate(qkv_DKEH, axis=2),
+            qkv_bias_KEH=jnp.concatenate(qkv_bias_KEH, axis=1),
+            out_KGHD=attention["o_proj"]["kernel"].reshape(K, G, H, D),
+            mlp_norm_D=layer["post_attention_layernorm"]["scale"],
+            gate_up_D2F=jnp.stack(
+                [mlp["gate_proj"]["kernel"], mlp["up_proj"]["kernel"]], axis=1
+            ),
+            down_FD=mlp["down_proj"]["kernel"],
+        )
+
+    return DecoderWeights(
+        embedding_VD=embedding_VD,
+        layers=tuple(
+            fuse_layer(jax.tree.map(lambda p, i=index: p[i], params["layers"]))
+            for index in range(cfg.num_layers)
+        ),
+        norm_D=params["norm"]["scale"],
+        head_DV=embedding_VD.T if is_tied else params["lm_head"]["kernel"],
+    )
+
+
+def decode_tokens(
+    cfg: ModelConfig,
+    weights: DecoderWeights,
+    cache: KVCache,
+    tokens_B: jax.Array,
+    is_live_B: jax.Array,
+) -> tuple[jax.Array, KVCache]:
+    """Returns (final-norm hidden_BD, cache) after one more token in every live row.
+
+    Rows that are not live give garbage, and get garbage behind their live positions.
+
+    Args:
+      cfg: the model.
+      weights: from `fuse_weights`.
+      cache: what came before; live rows have room for the token.
+      tokens_B: token ids.
+      is_live_B: bool.
+    """
+    slots_B = cache.lengths_B
+    end = jnp.max(jnp.where(is_live_B, slots_B + 1, 0))
+    keys, values = list(cache.keys), list(cache.values)
+
+    def attend(
+        layer: int, q_B1KGH: jax.Array, k_B1KH: jax.Array, v_B1KH: jax.Array
+    ) -> jax.Array:
+        keys[layer] = put_tokens(keys[layer], k_B1KH[:, 0], slots_B)
+        values[layer] = put_tokens(values[layer], v_B1KH[:, 0], slots_B)
+        out_BKGH = attend_tokens(
+            q_B1KGH[:, 0], keys[layer], values[layer], slots_B, end=end
+        )
+        return out_BKGH[:, None]
+
+    hidden_B1D = _run(cfg, weights, tokens_B[:, None], slots_B[:, None], attend)
+    cache = KVCache(
+        keys=tuple(keys), values=tuple(values), lengths_B=slots_B + is_live_B
+    )
+    return hidden_B1D[:, 0], cache
+
+
+def prefill_chunk(
+    cfg: ModelConfig,
+    weights: DecoderWeights,
+    cache: KVCache,
+    tokens_T: jax.Array,
+    *,
+    row: jax.Array,
+    start: jax.Array,
+) -> KVCache:
+    """Returns `cache` with a chunk of one row's prompt behind its first `start` tokens.
+
+    Padding may follow the prompt in the chunk: it becomes garbage behind the live
+    positions. `lengths_B` stays as it is.
+
+    Args:
+      cfg: the model.
+      weights: from `fuse_weights`.
+      cache: holds the first `start` tokens of the prompt in `row`.
+      tokens_T: the chunk; T is the cache's `chunk_size`.
+      row: int32 scalar.
+      start: int32 scalar, a multiple of T.
+    """
+    T = len(tokens_T)
+    K, H = cfg.num_kv_heads, cfg.head_dim
+    G = cfg.num_heads // K
+    positions_T = start + jnp.arange(T)
+    keys, values = list(cache.keys), list(cache.values)
+
+    def attend(
+        layer: int, q_1TKGH: jax.Array, k_1TKH: jax.Array, v_1TKH: jax.Array
+    ) -> jax.Array:
+        k_1KTH, v_1KTH = k_1TKH.swapaxes(1, 2), v_1TKH.swapaxes(1, 2)
+        keys[layer] = put_chunk(keys[layer], k_1KTH, row, start)
+        values[layer] = put_chunk(values[layer], v_1KTH, row, start)
+        q_1KMH = q_1TKGH.transpose(0, 2, 3, 1, 4).reshape(1, K, G * T, H)
+        out_1KMH = attend_chunk(
+            q_1KMH,
+            keys[layer],
+            values[layer],
+            jnp.tile(positions_T, G),
+            end=start + T,
+            row=row,
+        )
+        return out_1KMH.reshape(1, K, G, T, H).transpose(0, 3, 1, 2, 4)
+
+    # The hidden states are not used: XLA drops the last MLP, and no logits exist.
+    _run(cfg, weights, tokens_T[None], positions_T[None], attend)
+    return dataclasses.replace(cache, keys=tuple(keys), values=tuple(values))
+
+
+def unembed(weights: DecoderWeights, hidden_BD: jax.Array) -> jax.Array:
+    """Returns float32 logits_BV of final-norm hidden states."""
+    return jnp.dot(hidden_BD, weights.head_DV, preferred_element_type=jnp.float32)
+
+
+def _run(
+    cfg: ModelConfig,
+    weights: DecoderWeights,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    attend: _Attend,
+) -> jax.Array:
+    """Returns the final-norm hidden states; `attend` keeps the cache."""
+    G = cfg.num_heads // cfg.num_kv_heads
+    rope_BT11H = tuple(
+        table_BTH[:, :, None, None]
+        for table_BTH in rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta)
+    )
+    x_BTD = jnp.take(weights.embedding_VD, tokens_BT, axis=0)
+    for index, layer in enumerate(weights.layers):
+        normed_BTD = _norm(x_BTD, layer.attention_norm_D, cfg.rms_norm_eps)
+        qkv_BTKEH = jnp.einsum("BTD,DKEH->BTKEH", normed_BTD, layer.qkv_DKEH)
+        qkv_BTKEH += layer.qkv_bias_KEH
+        rotated_BTKEH = _rotate(qkv_BTKEH[..., : G + 1, :], rope_BT11H)
+        out_BTKGH = attend(
+            index,
+            rotated_BTKEH[..., :G, :],
+            rotated_BTKEH[..., G, :],
+            qkv_BTKEH[..., G + 1, :],
+        ).astype(x_BTD.dtype)
+        x_BTD += jnp.einsum("BTKGH,KGHD->BTD", out_BTKGH, layer.out_KGHD)
+        normed_BTD = _norm(x_BTD, layer.mlp_norm_D, cfg.rms_norm_eps)
+        both_BT2F = jnp.einsum("BTD,DEF->BTEF", normed_BTD, layer.gate_up_D2F)
+        gated_BTF = jax.nn.silu(both_BT2F[:, :, 0]) * both_BT2F[:, :, 1]
+        x_BTD += gated_BTF @ layer.down_FD
+    return _norm(x_BTD, weights.norm_D, cfg.rms_norm_eps)
+
+
+def _norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    x32_BTD = x_BTD.astype(jnp.float32)
+    mean_square_BT1 = jnp.mean(x32_BTD * x32_BTD, axis=-1, keepdims=True)
+    normed_BTD = x32_BTD * jax.lax.rsqrt(mean_square_BT1 + eps)
+    return normed_BTD.astype(x_BTD.dtype) * scale_D
+
+
+def _rotate(x_BTKEH: jax.Array, rope_BT11H: tuple[jax.Array, ...]) -> jax.Array:
+    """Returns rotary-embedded heads; computed in float32."""
+    cos_BT11H, sin_BT11H = rope_BT11H
+    x32_BTKEH = x_BTKEH.astype(jnp.float32)
+    first, second = jnp.split(x32_BTKEH, 2, axis=-1)
+    turned_BTKEH = jnp.concatenate([-second, first], axis=-1)
+    out_BTKEH = x32_BTKEH * cos_BT11H + turned_BTKEH * sin_BT11H
+    return out_BTKEH.astype(x_BTKEH.dtype)
