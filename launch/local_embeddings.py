@@ -38,7 +38,7 @@ def make_embedder(graphdef: Any, params: qwen2.Params, tokenizer: Tokenizer) -> 
     @jax.jit
     def mean_states(tokens_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        hidden_BTD, _ = qwen2.forward(
+        hidden_BTD = qwen2.forward(
             graphdef, params, tokens_BT, positions_BT, segment_ids_BT=mask_BT
         )
         total_BD = jnp.einsum("BTD,BT->BD", hidden_BTD.astype(jnp.float32), mask_BT)

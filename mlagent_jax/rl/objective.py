@@ -262,7 +262,7 @@ def _score_shared(
     graphdef: Any, params: dict[str, Params], batch: RolloutBatch, temperature: float
 ) -> tuple[Array, Array, Array]:
     """Returns log-probabilities, entropies and values of one forward pass."""
-    hidden_BTD, _ = qwen2.forward(
+    hidden_BTD = qwen2.forward(
         graphdef,
         params["actor"],
         batch.tokens_BT,
