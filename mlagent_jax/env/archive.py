@@ -43,6 +43,15 @@ def unpack(archive: Path, target: Path) -> None:
         _unpack_file(archive, target)
     else:
         raise TaskError(f"{archive}: no such file or folder")
+    unpack_inner(target)
+
+
+def unpack_inner(target: Path) -> None:
+    """Replaces archives below a folder by folders with their files, see `unpack`.
+
+    Raises:
+      TaskError: one cannot be read, or holds a path that leads outside.
+    """
     for _ in range(_MAX_DEPTH):
         for path in sorted(target.rglob("*")):
             if path.is_file() and path.name.endswith(_SUFFIXES):

@@ -45,14 +45,19 @@ def check_task(folder: Path, task: Task, executor: ScriptRunner) -> list[str]:
     problems: list[str] = []
     if task.source != "real" and rebuild_hashes(folder) != task.file_hashes:
         problems.append("prepare.py gives other files when it runs again")
-    problems += _check_gold(task)
-    problems += _check_broken(task)
+    problems += check_grading(task)
     submission = run_script(task, task.starter[task.entry_script], executor)
     if submission is None:
         return [*problems, f"{task.entry_script} writes no valid submission"]
     problems += _check_order(task, submission)
     problems += _check_baseline(folder, task, submission)
     return problems
+
+
+def check_grading(task: Task) -> list[str]:
+    """Returns what is wrong with how a task's submissions are graded; runs nothing."""
+    gold = _gold(task).to_csv(index=False).encode()
+    return [*_check_gold(task), *_check_broken(task), *_check_order(task, gold)]
 
 
 def run_script(task: Task, script: str, executor: ScriptRunner) -> bytes | None:

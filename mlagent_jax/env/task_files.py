@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlagent_jax.env import grading
-from mlagent_jax.env.archive import hash_file, unpack
+from mlagent_jax.env.archive import hash_file, unpack, unpack_inner
 from mlagent_jax.env.task_data import (
     PART_COLUMN,
     UNSCORED,
@@ -102,6 +102,7 @@ def task_files(
             source = "lookalike"
             raw.mkdir()
             module.write_archive(raw, rng)
+            unpack_inner(raw)
             data = module.from_archive(raw, source, rng)
         else:
             source = "pack"

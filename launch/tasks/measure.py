@@ -1,44 +1,26 @@
-"""Checks and measures task folders.
+"""Measures a task: its starter over seeds, every move alone, the best combination.
 
-    python -m launch.tasks check digits houses
-    python -m launch.tasks check --all
-    python -m launch.tasks measure --all --write
-
-`check` runs the self-test of `env.task_check`. `measure` scores the starter with five
-seeds, every move of moves.toml alone, and searches for the best combination; `--write`
-puts the results into task.toml. Both prepare the data anew in a temporary folder.
+The numbers go into task.toml, or, for real data, into a file beside the data.
 """
 
 import dataclasses
+import math
 import os
+import platform
 import re
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
 
-from launch import common
-from mlagent_jax.config import EnvConfig
+from mlagent_jax.env.baseline import Baseline, hash_starter
 from mlagent_jax.env.executor import Executor
-from mlagent_jax.env.task import prepare_task
-from mlagent_jax.env.task_check import (
-    check_task,
-    part_scores,
-    run_script,
-    standard_error,
-)
-from mlagent_jax.env.task_rules import nearest_name
-from mlagent_jax.errors import ConfigError, MlAgentError
-from mlagent_jax.explore.ideas import MOVES_FILE, read_moves
+from mlagent_jax.env.task_check import part_scores, run_script, standard_error
+from mlagent_jax.env.task_folder import read_spec
+from mlagent_jax.errors import TaskError
 from mlagent_jax.policy.moves import Move
 from mlagent_jax.types import Task
-
-_ALL = flags.DEFINE_bool("all", False, "Every task of --task_root.")
-_TASK_ROOT = flags.DEFINE_string("task_root", "tasks", "Folder of task folders.")
-_WRITE = flags.DEFINE_bool("write", False, "measure: update [scores] of task.toml.")
 
 NUM_SEEDS = 5
 _MAX_COMBINED = 7
@@ -91,13 +73,29 @@ class Measurement:
     stderr: float
 
 
-def measure_task(task: Task, moves: Sequence[Move], executor: Executor) -> Measurement:
-    """Returns the measured scores of a task."""
+def measure_task(
+    task: Task,
+    moves: Sequence[Move],
+    executor: Executor,
+    *,
+    is_quick: bool = False,
+    first: Sequence[str] = (),
+) -> Measurement:
+    """Returns the measured scores of a task.
+
+    Args:
+      task: with data that it made itself.
+      moves: what the scripted expert knows.
+      executor: runs the scripts.
+      is_quick: try each improving move once on top of the better ones, instead of
+        searching combinations.
+      first: ids of moves that the quick search makes before others.
+
+    Raises:
+      TaskError: the starter writes no valid submission.
+    """
     script = task.starter[task.entry_script]
-    seeds = [
-        _run(task, script.replace("random_state=0", f"random_state={seed}"), executor)
-        for seed in range(NUM_SEEDS)
-    ]
+    seeds = _run_seeds(task, NUM_SEEDS, executor)
     starter = seeds[0]
     alone = {
         move: _run(task, changed, executor)
@@ -105,7 +103,10 @@ def measure_task(task: Task, moves: Sequence[Move], executor: Executor) -> Measu
         if (changed := make_move(move, script)) is not None
     }
     working = [m for m, run in alone.items() if run.submission is not None]
-    best, best_from = _search(task, working, script, starter, executor)
+    if is_quick:
+        best, best_from = _climb(task, alone, first, starter, executor)
+    else:
+        best, best_from = _search(task, working, script, starter, executor)
     means = [run.mean for run in seeds]
     return Measurement(
         starter=starter,
@@ -120,6 +121,71 @@ def measure_task(task: Task, moves: Sequence[Move], executor: Executor) -> Measu
             if run.submission is not None
         ),
     )
+
+
+def measure_baseline(task: Task, num_seeds: int, executor: Executor) -> Baseline:
+    """Returns what the starter scores, for real data.
+
+    Raises:
+      TaskError: the starter writes no valid submission.
+    """
+    runs = _run_seeds(task, num_seeds, executor)
+    means = [run.mean for run in runs]
+    assert runs[0].submission is not None
+    return Baseline(
+        baseline=runs[0].mean,
+        seed_mean=float(np.mean(means)),
+        seed_std=float(np.std(means)),
+        num_seeds=num_seeds,
+        stderr=standard_error(task, runs[0].submission),
+        wall_s=float(np.median([run.seconds for run in runs])),
+        hardware=f"{platform.machine()}, {os.cpu_count()} cores",
+        starter_hash=hash_starter(task.starter),
+    )
+
+
+def _run_seeds(task: Task, num_seeds: int, executor: Executor) -> list[Run]:
+    script = task.starter[task.entry_script]
+    runs = [
+        _run(task, script.replace("random_state=0", f"random_state={seed}"), executor)
+        for seed in range(num_seeds)
+    ]
+    if any(run.submission is None for run in runs):
+        raise TaskError(f"{task.id}: {task.entry_script} writes no valid submission")
+    return runs
+
+
+def _climb(
+    task: Task,
+    alone: dict[Move, Run],
+    first: Sequence[str],
+    starter: Run,
+    executor: Executor,
+) -> tuple[Run, tuple[str, ...]]:
+    """Returns the best run when moves are added one by one, the best alone first."""
+    script = task.starter[task.entry_script]
+    best, best_from = starter, ()
+    for move in alone:
+        changed = make_move(move, script)
+        if move.id in first and changed is not None:
+            script, best_from = changed, (*best_from, move.id)
+    if best_from:
+        best = _run(task, script, executor)
+    ranked = sorted(
+        (move for move, run in alone.items() if run.submission is not None),
+        key=lambda move: -task.sign * alone[move].selection,
+    )
+    for move in ranked:
+        made = {move_id.partition("/")[0] for move_id in best_from}
+        changed = make_move(move, script)
+        if changed is None or move.dimension in made:
+            continue
+        run = _run(task, changed, executor) if best_from else alone[move]
+        gain = task.sign * (run.selection - best.selection)
+        # Smaller gains are luck of the selection part.
+        if gain > _MIN_GAIN_FRAC * abs(best.selection - starter.selection):
+            script, best, best_from = changed, run, (*best_from, move.id)
+    return best, best_from
 
 
 def _search(
@@ -161,7 +227,7 @@ def make_move(move: Move, script: str) -> str | None:
 
 def format_measurement(task: Task, result: Measurement) -> str:
     """Returns a table of one task's scores; `+` marks moves that improve."""
-    gap = abs(result.best.mean - result.starter.mean)
+    gap = abs(result.best.mean - result.starter.mean) or math.inf
     lines = [
         f"{task.id}: {task.metric} ({task.direction}), "
         f"baseline {result.starter.mean:.4g} "
@@ -183,16 +249,23 @@ def format_measurement(task: Task, result: Measurement) -> str:
 
 
 def write_scores(folder: Path, result: Measurement) -> None:
-    """Replaces the [scores] table of the folder's task.toml."""
+    """Replaces the [scores] table of the folder's task.toml.
+
+    Where no move improves the starter, the best score is the metric's perfect one.
+    """
     path = folder / "task.toml"
+    best, best_from = result.best.mean, f"moves {', '.join(result.best_from)}"
+    if not result.best_from:
+        best = read_spec(folder).metric.perfect
+        best_from = "the metric's perfect score: no move improves the starter"
     text = path.read_text(encoding="utf-8")
     scores = (
         "[scores]\n"
         f"baseline = {result.starter.mean:.5g}\n"
         f"seed_mean = {result.seed_mean:.5g}\n"
         f"seed_std = {result.seed_std:.2g}\n"
-        f"best = {result.best.mean:.5g}\n"
-        f'best_from = "moves {", ".join(result.best_from)}"\n'
+        f"best = {best:.5g}\n"
+        f'best_from = "{best_from}"\n'
         f"stderr = {result.stderr:.2g}\n"
     )
     # toml has floats and integers; all scores are floats.
@@ -221,54 +294,3 @@ def _run(task: Task, script: str, executor: Executor) -> Run:
 
 def _format_run(run: Run) -> str:
     return f"{run.selection:9.4f} {run.test:9.4f} {run.seconds:6.2f} s"
-
-
-def _task_folders(names: Sequence[str]) -> list[Path]:
-    root = Path(_TASK_ROOT.value)
-    known = sorted(path.parent.name for path in root.glob("*/task.toml"))
-    chosen = known if _ALL.value else list(names)
-    if not chosen:
-        raise ConfigError(f"name tasks or give --all; {root} has {', '.join(known)}")
-    for name in chosen:
-        if name not in known:
-            raise ConfigError(f"no task {name!r} in {root}/{nearest_name(name, known)}")
-    return [root / name for name in chosen]
-
-
-def _check(folder: Path, task: Task, executor: Executor) -> bool:
-    problems = check_task(folder, task, executor)
-    print(f"{task.id}: {'; '.join(problems) or 'ok'}", flush=True)
-    return not problems
-
-
-def _measure(folder: Path, task: Task, executor: Executor) -> bool:
-    result = measure_task(task, read_moves(folder / MOVES_FILE), executor)
-    print(format_measurement(task, result), flush=True)
-    if _WRITE.value:
-        write_scores(folder, result)
-    return True
-
-
-def _main(argv: list[str]) -> None:
-    commands = {"check": _check, "measure": _measure}
-    if len(argv) < 2 or argv[1] not in commands:
-        common.fail("expected `check` or `measure`, then task ids or --all")
-    try:
-        folders = _task_folders(argv[2:])
-        with tempfile.TemporaryDirectory() as prepared:
-            tasks = [prepare_task(f, Path(prepared) / f.name) for f in folders]
-            by_id = {task.id: task for task in tasks}
-            with Executor(by_id, EnvConfig()) as executor:
-                results = [
-                    commands[argv[1]](folder, task, executor)
-                    for folder, task in zip(folders, tasks, strict=True)
-                ]
-    except MlAgentError as error:
-        common.fail(str(error))
-    else:
-        if not all(results):
-            common.fail("some tasks are not right", status=1)
-
-
-if __name__ == "__main__":
-    app.run(_main)

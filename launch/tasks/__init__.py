@@ -1,0 +1,1 @@
+"""Everything about task folders: `python -m launch.tasks --help`."""
