@@ -78,7 +78,8 @@ def dispatch(words: Sequence[str], options: Options) -> bool:
 
 def _list(words: Sequence[str], options: Options) -> bool:
     _expect(words, 0, "list takes no further words")
-    rows = [("task", "split", "data", "metric", "baseline", "best", "human median")]
+    header = ("task", "split", "data", "metric", "baseline", "best", "human median")
+    rows: list[tuple[str, ...]] = [header]
     for folder in _known_folders(options):
         spec = read_spec(folder)
         rows.append(_list_row(spec, options))

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import pandas as pd
 
@@ -73,11 +73,14 @@ def read_table(path: Path, encoding: str | None, id_column: str | None) -> CsvTa
     # An unnamed first column would become the index where rows are one cell longer.
     if not isinstance(cells.index, pd.RangeIndex):
         raise TaskError(f"{path}: rows have more cells than the header")
-    cells.columns = [" ".join(str(name).split()) for name in cells.columns]
-    if cells.columns.duplicated().any() or not len(cells.columns):
-        raise TaskError(f"{path}: column names must differ: {list(cells.columns)}")
+    names = [" ".join(str(name).split()) for name in cells.columns]
+    cells.columns = names
+    if len(set(names)) < len(names) or not names:
+        raise TaskError(f"{path}: column names must differ: {names}")
     require_column(cells, id_column, "id")
-    kinds = {name: _kind_of(cells, name, id_column) for name in cells.columns}
+    kinds: dict[str, ColumnKind] = {
+        name: _kind_of(cells, name, id_column) for name in names
+    }
     return CsvTable(cells=cells, kinds=kinds, notes=tuple(notes))
 
 
@@ -94,7 +97,7 @@ def require_column(cells: pd.DataFrame, name: str | None, flag: str) -> None:
 
 def parse_numbers(values: pd.Series) -> pd.Series | None:
     """Returns the values as numbers; None if some value that is there is none."""
-    numbers = pd.to_numeric(values, errors="coerce")
+    numbers = cast(pd.Series, pd.to_numeric(values, errors="coerce"))
     return numbers if numbers.isna().equals(values.isna()) else None
 
 
@@ -113,13 +116,14 @@ def _guess_encoding(data: bytes) -> str:
 
 
 def _kind_of(cells: pd.DataFrame, name: str, id_column: str | None) -> ColumnKind:
-    values = cells[name]
+    values = cast(pd.Series, cells[name])
     given = values.dropna()
     if name == id_column:
         return "id"
-    if values.nunique(dropna=False) <= 1 or given.empty:
+    num_different = len(set(given))
+    if num_different + (len(given) < len(values)) <= 1 or given.empty:
         return "constant"
-    if given.is_unique and len(given) == len(values) and _ID_NAME.fullmatch(name):
+    if num_different == len(values) and _ID_NAME.fullmatch(name):
         return "id"
     if parse_numbers(values) is not None:
         return "number"
@@ -127,7 +131,6 @@ def _kind_of(cells: pd.DataFrame, name: str, id_column: str | None) -> ColumnKin
         parsed = pd.to_datetime(given, errors="coerce", format="mixed", utc=True)
         if parsed.notna().mean() >= _DATE_FRAC:
             return "date"
-    num_groups = given.nunique()
     is_short = given.str.len().mean() <= _MAX_GROUP_CHARS
     limit = min(_MAX_GROUPS, max(10, _MAX_GROUP_FRAC * len(given)))
-    return "group" if is_short and num_groups <= limit else "text"
+    return "group" if is_short and num_different <= limit else "text"

@@ -5,6 +5,7 @@ import hashlib
 import re
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -74,13 +75,12 @@ def make_task_folder(
     table = read_table(csv, encoding, id_column)
     require_column(table.cells, target, "target")
     notes = list(table.notes)
-    has_target = table.cells[target].notna()
-    if not has_target.all():
-        notes.append(f"left out {(~has_target).sum()} rows without {target!r}")
-    rows = table.cells[has_target].reset_index(drop=True)
+    rows = table.cells.dropna(subset=[target]).reset_index(drop=True)
+    if num_gaps := len(table.cells) - len(rows):
+        notes.append(f"left out {num_gaps} rows without {target!r}")
     if len(rows) < MIN_ROWS:
         raise TaskError(f"{csv}: {len(rows)} rows with a target; expected {MIN_ROWS}")
-    found = _find_target(rows[target], metric)
+    found = _find_target(cast(pd.Series, rows[target]), metric)
     features = [
         c for c in table.of_kind("number", "date", "group", "text") if c != target
     ]
@@ -89,7 +89,7 @@ def make_task_folder(
     left_out = [c for c in table.of_kind("constant", "id") if c != target]
     if left_out:
         notes.append(f"left out columns that tell nothing: {left_out}")
-    data = rows[features].assign(**{target: found.values})
+    data = rows.filter(features).assign(**{target: found.values})
     # Names that the prepared files use themselves.
     renamed = {c: f"{c}_" for c in (PART_COLUMN,) if c in data.columns}
     data = data.rename(columns=renamed)

@@ -9,9 +9,9 @@ from mlagent_jax.env.archive import find_file, find_files
 from mlagent_jax.env.media import jpeg_bytes, zip_bytes
 from mlagent_jax.env.task_data import PreparedFiles, Source, csv_bytes, hold_out
 
-TEST_FRAC = {"real": 0.19, "lookalike": 0.8}
+TEST_FRAC = {"real": 0.19, "lookalike": 0.875}
 SIZE = 32
-NUM_IMAGES = 1_000
+NUM_IMAGES = 1_600
 CACTUS_FRAC = 0.6
 
 

@@ -88,7 +88,7 @@ def write_archive(raw: Path, rng: np.random.Generator) -> None:
             "MSZoning": rng.choice(ZONES, n, p=[0.78, 0.15, 0.045, 0.015, 0.01]),
             "LotFrontage": _gaps(np.sqrt(lot) * rng.uniform(0.5, 0.9, n), 0.18, rng),
             "LotArea": lot.astype(int),
-            "Alley": np.where(rng.random(n) < 0.06, "Grvl", None),
+            "Alley": _only(rng.random(n) < 0.06, np.full(n, "Grvl")),
             "Neighborhood": np.asarray(NEIGHBORHOODS)[place],
             "HouseStyle": np.where(is_tall, "2Story", rng.choice(STYLES, n)),
             "OverallQual": quality,
@@ -99,9 +99,7 @@ def write_archive(raw: Path, rng: np.random.Generator) -> None:
             ),
             "ExterQual": np.asarray(QUALITIES)[_rate(quality, rng)],
             "KitchenQual": np.asarray(QUALITIES)[kitchen],
-            "BsmtQual": np.where(
-                basement > 0, np.asarray(QUALITIES)[_rate(quality, rng)], None
-            ),
+            "BsmtQual": _only(basement > 0, np.asarray(QUALITIES)[_rate(quality, rng)]),
             "TotalBsmtSF": basement.astype(int),
             "1stFlrSF": first.astype(int),
             "2ndFlrSF": second.astype(int),
@@ -112,8 +110,8 @@ def write_archive(raw: Path, rng: np.random.Generator) -> None:
                 int
             ),
             "Fireplaces": fires,
-            "FireplaceQu": np.where(fires > 0, rng.choice(["Gd", "TA"], n), None),
-            "GarageType": np.where(has_garage, rng.choice(GARAGES, n), None),
+            "FireplaceQu": _only(fires > 0, rng.choice(["Gd", "TA"], n)),
+            "GarageType": _only(has_garage, rng.choice(GARAGES, n)),
             "GarageYrBlt": np.where(has_garage, built.round(), np.nan),
             "GarageCars": cars,
             "GarageArea": (cars * rng.normal(265, 25, n)).round().astype(int),
@@ -169,3 +167,8 @@ def _rate(quality: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _gaps(values: np.ndarray, frac: float, rng: np.random.Generator) -> np.ndarray:
     return np.where(rng.random(len(values)) < frac, np.nan, values.round())
+
+
+def _only(mask: np.ndarray, values: np.ndarray) -> pd.Series:
+    """Returns the values where the mask holds, and gaps elsewhere."""
+    return pd.Series(values).where(pd.Series(mask))

@@ -68,7 +68,7 @@ def from_archive(raw: Path, source: Source, rng: np.random.Generator) -> Prepare
     values = _read(raw, "node-feat.csv.gz").astype(np.float32)
     np.save(features, values[old_id])
     is_hidden = nodes["year"] > LAST_VALID_YEAR
-    train, test = nodes[~is_hidden], nodes[is_hidden]
+    train, test = nodes.loc[~is_hidden], nodes.loc[is_hidden]
     return PreparedFiles(
         public={
             "edges.csv": csv_bytes(pd.DataFrame(edges, columns=["citing", "cited"])),
