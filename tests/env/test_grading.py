@@ -219,6 +219,16 @@ def test_a_huge_file_is_refused_unread(numbers, monkeypatch):
     assert reason_of(numbers, csv_of(y=[1, 2, 3, 4])) == "file_too_large"
 
 
+def test_a_huge_file_is_read_where_the_sample_is_large_too(numbers, monkeypatch):
+    monkeypatch.setattr(grading, "MAX_SUBMISSION_BYTES", 20)
+    sample = numbers.public_dir / numbers.sample_file
+    sample.parent.mkdir(exist_ok=True)
+    sample.write_bytes(csv_of(y=[0, 0, 0, 0]))
+    data = csv_of(y=[1, 2, 3, 4])
+    assert len(read_submission(data, numbers)) == 4
+    assert reason_of(numbers, data + b"\n" * 1_000) == "file_too_large"
+
+
 def test_a_huge_cell_is_refused(numbers):
     assert reason_of(numbers, b"id,y\n10," + b"1" * 200_000 + b"\n") == "not_csv"
 
