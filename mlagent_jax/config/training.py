@@ -113,7 +113,10 @@ class SftConfig:
       micro_batch_size: sequences of one forward pass; the rest accumulates.
       quote_frac: further examples, as a part of the others, that practise quoting
         on scripts with exchanged words (data/renaming.py); 0 for a pretrained model.
-      seq_lens: padded lengths, ascending; longer examples are dropped, counted.
+      seq_lens: padded lengths, ascending; longer examples are cut behind a reply, or
+        dropped where not one reply fits.
+      packing: put several examples into each row of the longest of `seq_lens`; then
+        the sequences of `batch_size` are such rows.
       optimizer: its settings.
       eval_frac: part of the trajectories held back for the evaluation loss.
       eval_every: updates between evaluations and checkpoints.
@@ -125,6 +128,7 @@ class SftConfig:
     micro_batch_size: int = 64
     quote_frac: float = 0.0
     seq_lens: tuple[int, ...] = (15_000,)
+    packing: bool = False
     optimizer: OptimizerConfig = OptimizerConfig(peak_lr=2e-5)
     eval_frac: float = 0.05
     eval_every: int = 100

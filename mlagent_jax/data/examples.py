@@ -185,5 +185,23 @@ def encode_example(chat: TrainingChat, tokenizer: ChatEncoder) -> TokenExample:
     )
 
 
+def truncate(example: TokenExample, num_tokens: int) -> TokenExample | None:
+    """Returns an example that fits, cut behind its last whole reply to imitate.
+
+    No reply is ever cut in its middle: one that lacks its end would teach to stop
+    anywhere. None if not one reply fits.
+    """
+    if len(example.tokens_T) <= num_tokens:
+        return example
+    mask_T = example.loss_mask_T
+    is_end_T = mask_T & ~np.append(mask_T[1:], False)
+    ends = np.flatnonzero(is_end_T[:num_tokens]) + 1
+    if len(ends) == 0:
+        return None
+    return dataclasses.replace(
+        example, tokens_T=example.tokens_T[: ends[-1]], loss_mask_T=mask_T[: ends[-1]]
+    )
+
+
 def _is_target(step: StepRecord) -> bool:
     return step.outcome is not Outcome.INVALID_ACTION

@@ -20,7 +20,7 @@ import grain
 import jax
 import numpy as np
 
-from mlagent_jax.data.examples import TokenExample
+from mlagent_jax.data.examples import TokenExample, truncate
 from mlagent_jax.data.packing import fill_row, pack_rows
 from mlagent_jax.errors import DataError
 
@@ -84,8 +84,8 @@ def make_batches(
     A batch that an epoch cannot fill is completed by rows without tokens.
 
     Args:
-      examples: those longer than the longest of `seq_lens` are dropped, with a
-        warning that counts them.
+      examples: those longer than the longest of `seq_lens` are cut behind the last
+        whole reply that fits, or dropped if none does, with a warning that counts.
       batch_size: B.
       seq_lens: allowed T, ascending.
       pad_id: token of padding.
@@ -97,16 +97,22 @@ def make_batches(
       DataError: no example is left.
     """
     buckets: dict[int, list[TokenExample]] = {n: [] for n in seq_lens}
-    num_dropped = 0
+    num_cut = num_dropped = 0
     for example in examples:
-        fitting = [n for n in seq_lens if len(example.tokens_T) <= n]
-        if fitting:
-            buckets[fitting[0]].append(example)
-        else:
+        fitting = truncate(example, seq_lens[-1])
+        if fitting is None:
             num_dropped += 1
-    if num_dropped:
+            continue
+        num_cut += fitting is not example
+        length = next(n for n in seq_lens if len(fitting.tokens_T) <= n)
+        buckets[length].append(fitting)
+    if num_dropped or num_cut:
         _log.warning(
-            "dropped %d examples longer than %d tokens", num_dropped, seq_lens[-1]
+            "of the examples longer than %d tokens, %d were cut behind a reply and %d "
+            "dropped because not one reply fits",
+            seq_lens[-1],
+            num_cut,
+            num_dropped,
         )
     rows = {n: [[example] for example in bucket] for n, bucket in buckets.items()}
     if is_packed:

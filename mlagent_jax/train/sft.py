@@ -100,6 +100,7 @@ def train_sft(
         "batch_size": cfg.batch_size,
         "seq_lens": cfg.seq_lens,
         "pad_id": pad_id,
+        "is_packed": cfg.packing,
     }
     train += [q for q in quotations if q.trajectory_id not in held_back_ids]
     epoch = make_batches(train, seed=config.seed, **batch_kwargs)

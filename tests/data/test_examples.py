@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from mlagent_jax.config import PromptConfig
-from mlagent_jax.data.examples import load_chats, sft_examples, training_chats
+from mlagent_jax.data.examples import (
+    TokenExample,
+    load_chats,
+    sft_examples,
+    training_chats,
+    truncate,
+)
 from mlagent_jax.errors import DataError
 from mlagent_jax.text.prompt import render_state
 from mlagent_jax.text.tokenizer import Tokenizer
@@ -110,3 +116,23 @@ def test_a_snapshot_without_the_entry_script_is_refused():
 
     with pytest.raises(DataError, match="snapshot s0 has no train.py"):
         list(training_chats(make_trajectory(steps=STEPS), make_task(), Empty(), WHOLE))
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "kept"),
+    [(10, 10), (9, 6), (7, 6), (6, 6), (5, 3), (3, 3), (2, 0)],
+)
+def test_truncation_never_cuts_inside_a_reply(num_tokens, kept):
+    example = TokenExample(
+        name="t@2",
+        tokens_T=np.arange(10, dtype=np.int32),
+        #                   prompt, reply, feedback, reply, feedback, reply
+        loss_mask_T=np.array([0, 1, 1, 0, 1, 1, 0, 0, 1, 1], bool),
+    )
+    cut = truncate(example, num_tokens)
+    if kept == 0:
+        assert cut is None
+    else:
+        assert cut.tokens_T.tolist() == list(range(kept))
+        assert len(cut.loss_mask_T) == kept
+        assert cut.loss_mask_T[-1]

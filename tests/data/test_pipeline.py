@@ -77,7 +77,9 @@ def test_too_long_examples_are_dropped_and_counted(caplog):
     examples = [*EXAMPLES, make_example(50, 13), make_example(51, 99)]
     batches = list(make_batches(examples, seed=0, **SETTINGS))
     assert len(sum((contents(b) for b in batches), [])) == len(EXAMPLES)
-    assert "dropped 2 examples longer than 12 tokens" in caplog.text
+    assert (
+        "longer than 12 tokens, 0 were cut behind a reply and 2 dropped" in caplog.text
+    )
 
 
 def test_without_any_example_that_fits_the_message_says_why():
