@@ -17,6 +17,9 @@ from mlagent_jax.evaluation import tables
 from mlagent_jax.evaluation.report import count_trajectories, write_report
 
 _PAPER = flags.DEFINE_bool("paper", False, "Set the published results beside ours.")
+_ABLATION = flags.DEFINE_string(
+    "ablation", None, "Tables of launch.ablate; default <workdir>/ablation."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write; default <workdir>/report.")
 
 
@@ -34,6 +37,7 @@ def main(run: common.Run) -> None:
             store=SnapshotStore(workdir / "trajectories"),
             on_trajectory=bar.update,
             with_paper=_PAPER.value,
+            ablation_dir=Path(_ABLATION.value) if _ABLATION.value else None,
         )
     for table in (tables.overview_table(summary), tables.fresh_table(summary)):
         print("\n" + tables.to_text(table))

@@ -49,7 +49,7 @@ def ablation_figure(ablation: Ablation, folder: Path) -> Figure:
                 )
                 axis.plot([summary.mean], [row], "D", ms=6, color=color)
                 if row == 0:
-                    axis.axvline(summary.mean, color=LINE, lw=1.2, zorder=0)
+                    axis.axvline(summary.mean, color=SOFT, lw=1, ls=":", zorder=0)
             axis.set_yticks(
                 range(len(names)), names if panel == 0 else [""] * len(names)
             )

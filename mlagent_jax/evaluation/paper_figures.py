@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import ticker
 
 from mlagent_jax.evaluation.comparison import Evaluations
 from mlagent_jax.evaluation.costs import PhaseCost
@@ -60,10 +61,12 @@ def figure_3(
     ours = _gain_by_task_of_pairs(evaluations, pairs)
     num_rows = max(len(theirs), len(ours))
     with canvas(2, height=1.5 + 0.4 * num_rows) as (figure, axes):
-        _ratio_bars(axes[0], theirs, "gain ÷ ML-Agent's gain", _RATIO_LIMITS)
+        _ratio_bars(
+            axes[0], theirs, "gain ÷ ML-Agent's gain", _RATIO_LIMITS, "upper right"
+        )
         axes[0].axvline(1.0, color=HELD_IN, lw=1.5, ls=":")
         axes[0].set_title(f"Tree search (AIDE), {PUBLISHED}")
-        _ratio_bars(axes[1], ours, "mean relative gain [%]", None)
+        _ratio_bars(axes[1], ours, "mean relative gain [%]", None, "lower left")
         axes[1].set_title(f"Tree search, {MEASURED}")
         rows = [
             (PUBLISHED, task, agent, "ratio", "–" if x is None else f"{x:g}")
@@ -206,7 +209,7 @@ def cost_figure(
                 continue
             if cost.usd is None or not cost.num_trajectories:
                 continue
-            money = max(cost.usd / cost.num_trajectories, 1e-7)
+            money = max(1000 * cost.usd / cost.num_trajectories, 1e-4)
             for split, marker in zip(SPLITS, "os", strict=True):
                 numbers = summary["policies"][cost.policy].get(split)
                 if numbers is None:
@@ -238,13 +241,18 @@ def cost_figure(
                 PUBLISHED,
                 "ml-agent",
                 "all",
-                f"< {below:g}",
+                f"< {1000 * below:g}",
                 f"{headline['ml-agent']:+.2f}",
             )
         )
         axes[0].set_xscale("log")
+        plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
+        axes[0].xaxis.set_major_formatter(plain)
+        axes[0].xaxis.set_minor_formatter(plain)
         axes[0].axhline(0.0, color=LINE, lw=1)
-        axes[0].set_xlabel("USD a trajectory (filled: held-in, hollow: held-out)")
+        axes[0].set_xlabel(
+            "USD for 1,000 trajectories (filled: held-in, hollow: held-out)"
+        )
         axes[0].set_ylabel("mean relative gain [%]")
         axes[0].set_title(f"Gain against money, {MEASURED}")
         if any(source == MEASURED for source, *_ in rows):
@@ -264,8 +272,8 @@ def cost_figure(
             "training and data included.",
             table=Table(
                 name="costs",
-                title="Gain and money of a trajectory",
-                columns=("source", "policy", "tasks", "USD a trajectory", "gain %"),
+                title="Gain and money of a thousand trajectories",
+                columns=("source", "policy", "tasks", "USD for 1,000", "gain %"),
                 rows=tuple(rows),
                 note=published.version_2["source"],
             ),
@@ -318,6 +326,7 @@ def _ratio_bars(
     groups: Mapping[str, Mapping[str, float | None]],
     label: str,
     limits: tuple[float, float] | None,
+    legend: str,
 ) -> None:
     """Draws groups of horizontal bars; those beyond the limits are cut and labelled."""
     names = list(next(iter(groups.values())))
@@ -346,7 +355,7 @@ def _ratio_bars(
         axis.set_xscale("symlog", linthresh=20, linscale=1.4)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
     axis.set_xlabel(label)
-    axis.legend(loc="lower right", fontsize=8)
+    axis.legend(loc=legend, fontsize=8)
     clean(axis, grid="x")
 
 

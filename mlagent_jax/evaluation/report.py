@@ -19,7 +19,7 @@ from mlagent_jax.data.trajectories import TrajectoryFile
 from mlagent_jax.env.reward import compute_reward
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.evaluation import comparison, costs, figures, paper_figures, tables
-from mlagent_jax.evaluation.ablation import ablation_table, read_ablations
+from mlagent_jax.evaluation.ablation import Ablation, ablation_table, read_ablations
 from mlagent_jax.evaluation.ablation_figures import ablation_figure, curve_figure
 from mlagent_jax.evaluation.browser import ChunkWriter, Entry
 from mlagent_jax.evaluation.drawing import Figure, policy_color
@@ -66,6 +66,7 @@ class _Results:
     evaluations: Mapping[str, Sequence[EvalRecord]]
     summary: Mapping[str, Any]
     ledger: Sequence[costs.PhaseCost]
+    ablations: Sequence[Ablation]
 
 
 def write_report(
@@ -77,6 +78,7 @@ def write_report(
     store: SnapshotStore,
     on_trajectory: Callable[[], object],
     with_paper: bool = False,
+    ablation_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the whole report and returns the summary.
 
@@ -88,6 +90,7 @@ def write_report(
       store: snapshots, for the scripts that trajectories went through.
       on_trajectory: called once for every trajectory of the browser.
       with_paper: whether the paper's tables and figures stand beside ours.
+      ablation_dir: where `launch.ablate` wrote its tables; None looks into the run.
 
     Raises:
       DataError: there is nothing to report, or a record is damaged.
@@ -104,6 +107,7 @@ def write_report(
         evaluations=evaluations,
         summary=summary,
         ledger=ledger,
+        ablations=read_ablations(ablation_dir or workdir / "ablation"),
     )
     out.mkdir(parents=True, exist_ok=True)
     sections = _make_sections(results, out / "figures", with_paper)
@@ -247,10 +251,9 @@ def _training_section(results: _Results, figure_dir: Path) -> Section:
 
 
 def _ablation_section(results: _Results, figure_dir: Path) -> Section:
-    ablations = read_ablations(results.workdir / "ablation")
     drawn = [
         figure
-        for ablation in ablations
+        for ablation in results.ablations
         for figure in (
             ablation_figure(ablation, figure_dir),
             curve_figure(ablation, figure_dir),
@@ -263,7 +266,7 @@ def _ablation_section(results: _Results, figure_dir: Path) -> Section:
         text="Every variant is a run of its own for each seed; intervals are over "
         "seeds.",
         figures=tuple(drawn),
-        tables=tuple(ablation_table(a) for a in ablations),
+        tables=tuple(ablation_table(a) for a in results.ablations),
     )
 
 

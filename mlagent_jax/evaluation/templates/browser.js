@@ -6,7 +6,7 @@ const TONES = {
 };
 const ROW = 56;
 // The name space of SVG elements, as the page itself got it.
-const svgSpace = () => document.querySelector("figure svg").namespaceURI;
+const svgSpace = $("empty-svg").namespaceURI;
 const state = { index: null, shown: [], selected: -1, step: -1, split: false, deep: null };
 const chunks = new Map(); // number -> promise of its trajectories
 const waiting = new Map(); // number -> function that a chunk script calls
@@ -235,7 +235,7 @@ function header(row, detail) {
     box.append(element("b", className, value), element("span", "", name));
     facts.append(box);
   };
-  if (detail.gain !== null) {
+  if (detail.scores.final !== undefined) {
     fact(`${signed(detail.gain)} %`, "relative gain, hidden test rows", detail.gain > 0 ? "up" : detail.gain < 0 ? "down" : "");
     fact(`${score(detail.scores.starter)} → ${score(detail.scores.final)}`, `${task.metric}, ${task.direction === "max" ? "higher" : "lower"} is better`);
   } else {
@@ -277,7 +277,7 @@ function scorePath(detail, task) {
   const up = task.direction === "max";
   const y = (v) => 14 + (up ? high - v : v - low) * (54 / span);
   const make = (tag, attributes) => {
-    const node = document.createElementNS(svgSpace(), tag);
+    const node = document.createElementNS(svgSpace, tag);
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
     return node;
   };
