@@ -111,7 +111,7 @@ def _photo(rng: np.random.Generator, pattern: Array) -> bytes:
     """Returns a JPEG of a fluke above the sea: some in colour, in changing light."""
     height, width = SIZES[rng.integers(len(SIZES))]
     contrast, light = 28 * rng.lognormal(0, 0.3), rng.normal(110, 18)
-    skin = Image.fromarray((light + contrast * pattern).astype(np.float32), mode="F")
+    skin = Image.fromarray((light + contrast * pattern).astype(np.float32))
     shift = rng.uniform(-0.04, 0.04, 4) * (width, height, width, height)
     box = np.clip(shift * (PATTERN_COLUMNS / width), 0, 0.5)
     region = (box[0], box[1], PATTERN_COLUMNS - box[2], PATTERN_ROWS - box[3])

@@ -108,7 +108,11 @@ def test_a_users_archive_becomes_real_data(folder, tmp_path):
     assert task.source == "real"
     assert check_grading(task) == []
     assert record["num_train"] > 0
-    assert not record["matches_published_rows"]
+    published = read_spec(folder).real
+    assert published is not None
+    made = (record["num_train"], record["num_test"])
+    is_same = made == (published.num_train, published.num_test)
+    assert record["matches_published_rows"] == is_same
     hashes = json.loads((root / f"{task.id}.archive.json").read_text())
     assert list(hashes) == ["kaggle.zip"]
     with pytest.raises(TaskError, match="baseline of .* is not measured"):
