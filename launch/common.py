@@ -1,8 +1,9 @@
 """What every stage program shares: flags, the run directory, errors, progress.
 
 Three flags are the whole command line of a stage: `--config` (a file with
-`get_config()`), `--workdir` and `--set section.field=value`. Nothing here imports
-jax; `use_compilation_cache` does so only when a device stage calls it.
+`get_config()`), `--workdir` and `--set section.field=value`. Stages that use devices
+also run on several hosts, where every host starts the same command; `--coordinator`
+then says how they find each other. jax is imported only for device stages.
 """
 
 import ctypes
@@ -16,10 +17,11 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -27,8 +29,11 @@ from tqdm import tqdm
 
 from mlagent_jax import config as config_lib
 from mlagent_jax.config import Grid, RunConfig
-from mlagent_jax.errors import ConfigError, MlAgentError
+from mlagent_jax.errors import ConfigError, MlAgentError, RunInterruptedError
 from mlagent_jax.types import from_json, to_json
+
+if TYPE_CHECKING:
+    from mlagent_jax.train.stopping import StopSignal
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "Python file with get_config(), e.g. configs/quickstart.py."
@@ -39,6 +44,25 @@ _WORKDIR = flags.DEFINE_string(
 _SET = flags.DEFINE_multi_string(
     "set", [], "Override one field: --set ppo.num_updates=10. May be repeated."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "For a run on several hosts: host:port of the first one, or `auto` where jax finds "
+    "the others itself (Cloud TPU, GKE, Slurm).",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Hosts of the run; not with --coordinator=auto."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this host, from 0; not with --coordinator=auto."
+)
+
+# Exit status of a run that the same command continues (EX_TEMPFAIL of sysexits.h).
+RESTART_STATUS = 75
+# A lost host is noticed after this time. Stopping waits for nobody: an unfinished
+# shutdown would keep a failed host's error from the others.
+_HEARTBEAT_TIMEOUT_S = 30
+_SHUTDOWN_TIMEOUT_S = 30
 
 # Set by launch.pipeline for the stages it starts.
 PARENT_PID = "MLAGENT_PIPELINE_PID"
@@ -85,18 +109,20 @@ class Run:
 def run_stage(
     main: Callable[[Run], None], lock: str = "stage", config_of_run: bool = False
 ) -> None:
-    """Parses flags, opens the run directory and calls `main`.
+    """Parses flags, opens the run directory and calls `main` on this host alone.
 
     With `config_of_run`, the configuration recorded in the run directory stands in
     for a missing --config.
 
     Programs with the same `lock` exclude each other in one run directory.
 
-    A deliberate error ends the program with its message and exit status 2; any
-    other exception is a bug and keeps its traceback.
+    A deliberate error ends the program with its message and exit status 2, or 75 if
+    the same command continues; any other exception is a bug and keeps its traceback.
     """
 
     def start() -> None:
+        if _COORDINATOR.value is not None:
+            raise ConfigError("--coordinator: this stage runs on one host only")
         run = open_run(config_of_run)
         with _locked(run.workdir / f".{lock}.lock"):
             main(run)
@@ -122,6 +148,21 @@ def run_grid(main: Callable[[Grid, Path, Sequence[str]], None]) -> None:
     _run_program(start)
 
 
+def run_device_stage(main: Callable[[Run, "StopSignal"], None]) -> None:
+    """Like `run_stage`, for a stage that uses devices, on as many hosts as there are.
+
+    Every host calls `main`, which also gets what tells it to save and end.
+    """
+
+    def start() -> None:
+        from mlagent_jax.train.stopping import StopSignal
+
+        with _joined_hosts(), _open_shared_run() as run, StopSignal() as stop:
+            main(run, stop)
+
+    _run_program(start)
+
+
 def _run_program(start: Callable[[], None]) -> None:
     def absl_main(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -129,6 +170,8 @@ def _run_program(start: Callable[[], None]) -> None:
         die_with_parent()
         try:
             start()
+        except RunInterruptedError as error:
+            fail(str(error), status=RESTART_STATUS)
         except MlAgentError as error:
             fail(str(error))
         except OSError as error:
@@ -141,6 +184,78 @@ def _run_program(start: Callable[[], None]) -> None:
     # absl's handler would print every library's INFO lines over the progress bars.
     absl_logging.set_verbosity(absl_logging.WARNING)
     app.run(absl_main)
+
+
+@contextmanager
+def _joined_hosts() -> Iterator[None]:
+    """Connects the hosts of the run while the block runs.
+
+    A host that fails leaves at once: the usual end waits for all hosts, and they for
+    this one.
+    """
+    if _COORDINATOR.value is None:
+        yield
+        return
+    import jax
+
+    is_auto = _COORDINATOR.value == "auto"
+    jax.distributed.initialize(
+        coordinator_address=None if is_auto else _COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
+        shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_S,
+    )
+    with ExitStack() as stack:
+        stack.push(_leave_at_once)
+        yield
+
+
+def _leave_at_once(
+    kind: type[BaseException] | None, error: BaseException | None, trace: Any
+) -> None:
+    """Ends the process without clean-up if there was an error."""
+    import jax
+
+    if error is None:
+        return
+    status = 2
+    if isinstance(error, RunInterruptedError):
+        status = RESTART_STATUS
+    elif isinstance(error, jax.errors.JaxRuntimeError) and _is_lost_host(str(error)):
+        error = RunInterruptedError(
+            f"a step of all hosts failed ({error!s:.300}). Another host has ended; its "
+            "log says why. The same command on all hosts continues"
+        )
+        status = RESTART_STATUS
+    elif not isinstance(error, MlAgentError):
+        traceback.print_exception(kind, error, trace)
+        os._exit(1)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def _is_lost_host(message: str) -> bool:
+    return "RESOURCE_EXHAUSTED" not in message
+
+
+@contextmanager
+def _open_shared_run() -> Iterator[Run]:
+    """Yields the run that all hosts open; the first one writes run.json.
+
+    Raises:
+      ConfigError: see `open_run`; or the hosts disagree about the config.
+    """
+    from mlagent_jax.parallel import hosts
+
+    config, workdir = _load()
+    hosts.check_same({"config": to_json(config), "versions": _versions()})
+    with ExitStack() as stack:
+        if hosts.is_primary():
+            open_run()
+            stack.enter_context(_locked(workdir / ".stage.lock"))
+        hosts.barrier("run directory")
+        yield Run(config=config, workdir=workdir.resolve())
 
 
 def fail(message: str, status: int = 2) -> None:
@@ -161,11 +276,7 @@ def open_run(config_of_run: bool = False) -> Run:
     """
     if _CONFIG.value is None and config_of_run and _WORKDIR.value is not None:
         return recorded_run(Path(_WORKDIR.value), _SET.value)
-    if _CONFIG.value is None:
-        found = sorted(str(p) for p in Path("configs").glob("*.py"))
-        raise ConfigError(f"--config is required; found {found}")
-    config = config_lib.load_config(_CONFIG.value, _SET.value)
-    workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    config, workdir = _load()
     workdir.mkdir(parents=True, exist_ok=True)
     _check_identity(config, workdir / "run.json")
     write_json(workdir / "run.json", _run_record(config))
@@ -191,6 +302,14 @@ def recorded_run(workdir: Path, overrides: Sequence[str] = ()) -> Run:
     return Run(config=config, workdir=workdir.resolve())
 
 
+def _load() -> tuple[RunConfig, Path]:
+    if _CONFIG.value is None:
+        found = sorted(str(p) for p in Path("configs").glob("*.py"))
+        raise ConfigError(f"--config is required; found {found}")
+    config = config_lib.load_config(_CONFIG.value, _SET.value)
+    return config, Path(_WORKDIR.value or f"runs/{config.name}")
+
+
 def given_overrides() -> list[str]:
     """Returns what `--set` gave."""
     return list(_SET.value)
@@ -209,19 +328,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def progress(total: int, desc: str, unit: str, initial: int = 0) -> Iterator[tqdm]:
+def progress(
+    total: int, desc: str, unit: str, initial: int = 0, *, unit_scale: bool = False
+) -> Iterator[tqdm]:
     """Yields a progress bar with rate and remaining time; call `.update(n)`."""
     is_terminal = sys.stderr.isatty()
     with tqdm(
         total=total,
         desc=f"{desc:<14}",
         unit=unit,
+        unit_scale=unit_scale,
         initial=initial,
+        disable=_is_other_host(),
         mininterval=0.2 if is_terminal else 15.0,
         maxinterval=1.0 if is_terminal else 30.0,
         dynamic_ncols=is_terminal,
     ) as bar:
         yield bar
+
+
+def _is_other_host() -> bool:
+    if not flags.FLAGS.is_parsed() or _COORDINATOR.value is None:
+        return False
+    from mlagent_jax.parallel import hosts
+
+    return not hosts.is_primary()
 
 
 def die_with_parent() -> None:
@@ -291,10 +422,14 @@ def _run_record(config: RunConfig) -> dict[str, Any]:
         "config": config,
         "command": sys.argv,
         "python": platform.python_version(),
-        "versions": {n: importlib.metadata.version(n) for n in _VERSIONED_PACKAGES},
+        "versions": _versions(),
         "commit": _git_commit(),
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count()},
     }
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _VERSIONED_PACKAGES}
 
 
 def _git_commit() -> str | None:

@@ -7,6 +7,7 @@ the same command goes on where it stopped.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ def stage_commands(config: RunConfig, workdir: Path) -> dict[str, list[str]]:
         f"--src={workdir / 'ppo'}",
         f"--dst={workdir / 'export'}",
         "--to=hf",
+        "--overwrite",  # of a start that was stopped before it could say "done"
     ]
     commands["report"] = ["launch.report", *flags]
     return commands
@@ -50,17 +52,34 @@ def main(run: common.Run) -> None:
             "PYTHONUNBUFFERED": "1",
             common.PARENT_PID: str(os.getpid()),
         }
-        result = subprocess.run(
-            [sys.executable, "-m", *arguments], check=False, env=environment
-        )
-        if result.returncode != 0:
+        status = _run(arguments, environment)
+        if status != 0:
             common.fail(
-                f"stage {name} ended with status {result.returncode}; "
+                f"stage {name} ended with status {status}; "
                 "the same command continues from there",
-                status=result.returncode if result.returncode > 0 else 1,
+                status=status if status > 0 else 1,
             )
         seconds[name] = round(time.monotonic() - start, 2)
         common.write_json(path, seconds)
+
+
+def _run(arguments: list[str], environment: dict[str, str]) -> int:
+    """Returns the exit status of a stage, which also gets our signals.
+
+    Ctrl-C reaches it from the terminal; the one that we get means waiting for it.
+    """
+    stage = subprocess.Popen([sys.executable, "-m", *arguments], env=environment)
+    handlers = {
+        signal.SIGTERM: signal.signal(
+            signal.SIGTERM, lambda number, frame: stage.send_signal(number)
+        ),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+    }
+    try:
+        return stage.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

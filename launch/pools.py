@@ -6,9 +6,9 @@ from contextlib import ExitStack, contextmanager
 from launch import common
 from launch.policies import make_editor
 from mlagent_jax.env.editor import EditingPool
+from mlagent_jax.env.pools import make_pool
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import Pool
-from mlagent_jax.env.worker_pool import WorkerPool
 from mlagent_jax.types import Task
 
 
@@ -26,7 +26,7 @@ def open_pool(
     """
     cfg = run.config.env
     with ExitStack() as stack:
-        pool = stack.enter_context(WorkerPool(tasks, store.root, cfg))
+        pool = stack.enter_context(make_pool(tasks, store.root, cfg))
         if cfg.profile == "direct":
             yield pool
             return

@@ -9,10 +9,11 @@ from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.evaluation.records import score_trajectory
 from mlagent_jax.rl.loop import run_ppo
 from mlagent_jax.rl.probe import ProbeScore
+from mlagent_jax.train.stopping import StopSignal
 from mlagent_jax.types import Task, Trajectory
 
 
-def main(run: common.Run) -> None:
+def main(run: common.Run, stop: StopSignal) -> None:
     """Trains to the last update of the config."""
     common.use_compilation_cache()
     run_ppo(
@@ -20,6 +21,7 @@ def main(run: common.Run) -> None:
         run.workdir,
         progress=common.progress,
         score_trajectory=_score_on_test_part,
+        stop=stop,
     )
 
 
@@ -33,4 +35,4 @@ def _score_on_test_part(
 
 
 if __name__ == "__main__":
-    common.run_stage(main)
+    common.run_device_stage(main)

@@ -6,14 +6,17 @@ command continues a run that was stopped. Only for runs without pretrained weigh
 
 from launch import common
 from mlagent_jax.train.pretrain import run_pretrain
+from mlagent_jax.train.stopping import StopSignal
 
 
-def main(run: common.Run) -> None:
+def main(run: common.Run, stop: StopSignal) -> None:
     """Trains to the last update of the config."""
     common.use_compilation_cache()
-    accuracy = run_pretrain(run.config, run.workdir, progress=common.progress)
+    accuracy = run_pretrain(
+        run.config, run.workdir, progress=common.progress, stop=stop
+    )
     print(f"copy accuracy on unseen random strings: {accuracy:.1%}")
 
 
 if __name__ == "__main__":
-    common.run_stage(main)
+    common.run_device_stage(main)

@@ -6,13 +6,14 @@ same command continues a run that was stopped.
 
 from launch import common
 from mlagent_jax.train.sft import run_sft
+from mlagent_jax.train.stopping import StopSignal
 
 
-def main(run: common.Run) -> None:
+def main(run: common.Run, stop: StopSignal) -> None:
     """Trains to the last update of the config."""
     common.use_compilation_cache()
-    run_sft(run.config, run.workdir, progress=common.progress)
+    run_sft(run.config, run.workdir, progress=common.progress, stop=stop)
 
 
 if __name__ == "__main__":
-    common.run_stage(main)
+    common.run_device_stage(main)

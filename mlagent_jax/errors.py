@@ -4,8 +4,8 @@ An agent's fault is an `ActionError` or a `SubmissionError`; it becomes feedback
 and reward and never leaves `Environment.step`. Our own fault is an
 `EnvUnavailableError`: the sample is dropped and counted, never rewarded. The
 user's fault is a `ConfigError`, `TaskError`, `DataError` or `CheckpointError`,
-raised before work starts where possible. Any other exception is a bug and stops
-the run.
+raised before work starts where possible. Nobody's fault is a `RunInterruptedError`.
+Any other exception is a bug and stops the run.
 """
 
 
@@ -31,6 +31,10 @@ class CheckpointError(MlAgentError):
 
 class DivergedError(MlAgentError):
     """A loss or a gradient is not finite; checkpoints from before it are kept."""
+
+
+class RunInterruptedError(MlAgentError):
+    """The run was asked to end or lost a machine; the same command continues it."""
 
 
 class PolicyError(MlAgentError):

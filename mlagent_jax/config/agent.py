@@ -38,6 +38,9 @@ class EnvConfig:
 
     Attributes:
       num_workers: script executions at once; each is one warm CPU process.
+      backend: where the workers run: "process" on this host, "ray" on a Ray cluster
+        (extra `ray`), whose nodes share the run directory.
+      ray_address: of the cluster; "auto" is the one that this host belongs to.
       isolation: "bubblewrap", "process" (weak), or "auto": bubblewrap if it works,
         else process with a warning and a stamp on every result.
       max_steps: steps of a trajectory (paper: 15).
@@ -53,6 +56,8 @@ class EnvConfig:
     """
 
     num_workers: int = 2
+    backend: Literal["process", "ray"] = "process"
+    ray_address: str = "auto"
     isolation: Literal["auto", "bubblewrap", "process"] = "auto"
     max_steps: int = 15
     max_time_s: float = 1_800.0

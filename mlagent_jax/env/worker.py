@@ -4,6 +4,7 @@ Messages to the parent: `("started",)` once, then for each job `("done", value, 
 seconds)`, or `("raised", type name, text)` for what the parent must raise.
 """
 
+import functools
 import os
 import select
 import signal
@@ -66,18 +67,32 @@ def _serve(connection: "Connection[Any, Any]") -> None:
     try:
         while True:
             method, arguments = connection.recv()
-            start_s = time.perf_counter()
-            value, text = None, ""
-            try:
-                value = getattr(environment, method)(*arguments)
-            except EnvUnavailableError as error:
-                text = str(error) or type(error).__name__
-            except Exception as error:  # noqa: BLE001 - the boundary, as above
-                connection.send(("raised", type(error).__name__, _describe(error)))
-                continue
-            connection.send(("done", value, text, time.perf_counter() - start_s))
+            connection.send(
+                answer(functools.partial(_call, environment, method, arguments))
+            )
     finally:
         environment.close()
+
+
+def _call(environment: Environment, method: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(environment, method)(*arguments)
+
+
+def answer(job: Callable[[], Any]) -> tuple[Any, ...]:
+    """Returns the message about a job: what it returned or why it did not.
+
+    Args:
+      job: does the work.
+    """
+    start_s = time.perf_counter()
+    value, text = None, ""
+    try:
+        value = job()
+    except EnvUnavailableError as error:
+        text = str(error) or type(error).__name__
+    except Exception as error:  # noqa: BLE001 - the boundary: raised by the parent
+        return ("raised", type(error).__name__, _describe(error))
+    return ("done", value, text, time.perf_counter() - start_s)
 
 
 def _die_with_parent(descriptor: int) -> None:

@@ -31,7 +31,7 @@ from mlagent_jax.types import EditorCall, State, StepRecord, Task
 
 _log = logging.getLogger(__name__)
 
-_MAX_ATTEMPTS = 2
+MAX_ATTEMPTS = 2
 _HANG_GRACE_S = 180.0  # on top of twice the script's limit: retries, a new sandbox
 _CHECK_S = 0.2  # how often deaths are looked for while waiting
 _CLOSE_S = 5.0  # how long a worker may take to clean up
@@ -55,7 +55,7 @@ class JobResult:
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Job:
+class Job:
     """A submitted job: `arguments` are those of the environment's `method`."""
 
     id: str
@@ -73,7 +73,7 @@ class _Worker:
     process: "subprocess.Popen[bytes]"
     connection: "Connection[Any, Any]"
     is_ready: bool = False
-    job: _Job | None = None
+    job: Job | None = None
     job_start_s: float = 0.0
 
 
@@ -101,8 +101,8 @@ class WorkerPool:
         """
         self._setup = (make, dict(tasks), store_root, cfg)
         self._tasks = tasks
-        self._queue: collections.deque[_Job] = collections.deque()
-        self._failed: list[tuple[_Job, JobResult]] = []
+        self._queue: collections.deque[Job] = collections.deque()
+        self._failed: list[tuple[Job, JobResult]] = []
         self._ids: set[str] = set()
         self._num_submitted = 0
         self._num_deaths_in_a_row = 0
@@ -188,16 +188,14 @@ class WorkerPool:
     ) -> None:
         if job_id in self._ids:
             raise ValueError(f"job {job_id!r} is pending already; use another id")
-        task = self._tasks.get(task_id)
-        wall_s = 0.0 if task is None else task.limits.wall_s
         self._ids.add(job_id)
         self._queue.append(
-            _Job(
+            Job(
                 id=job_id,
                 number=self._num_submitted,
                 method=method,
                 arguments=arguments,
-                limit_s=2 * wall_s + _HANG_GRACE_S,
+                limit_s=job_limit_s(self._tasks.get(task_id)),
             )
         )
         self._num_submitted += 1
@@ -217,11 +215,11 @@ class WorkerPool:
             except OSError:
                 self._replace(worker, "died before it took the job")
 
-    def _collect(self, timeout_s: float) -> list[tuple[_Job, JobResult]]:
+    def _collect(self, timeout_s: float) -> list[tuple[Job, JobResult]]:
         """Returns what arrived within `timeout_s`, and replaces dead workers."""
         by_connection = {worker.connection: worker for worker in self._workers}
         ready = set(wait(list(by_connection), timeout_s))
-        done: list[tuple[_Job, JobResult]] = []
+        done: list[tuple[Job, JobResult]] = []
         for connection, worker in by_connection.items():
             if connection in ready or connection.poll():
                 try:
@@ -241,7 +239,7 @@ class WorkerPool:
 
     def _handle(
         self, worker: _Worker, message: tuple[Any, ...]
-    ) -> list[tuple[_Job, JobResult]]:
+    ) -> list[tuple[Job, JobResult]]:
         """Acts on what a worker sent; returns the job it finished, if any.
 
         Raises:
@@ -268,7 +266,7 @@ class WorkerPool:
                 if worker.job is not None:
                     self._ids.discard(worker.job.id)
                     worker.job = None
-                error = _rebuild_error(name, text)
+                error = rebuild_error(name, text)
                 raise error
             case _:
                 raise RuntimeError(f"unknown message from a worker: {message!r:.80}")
@@ -290,7 +288,7 @@ class WorkerPool:
             cause,
             "" if job is None else f" at job {job.id}, attempt {job.num_attempts}",
         )
-        if job is not None and job.num_attempts < _MAX_ATTEMPTS:
+        if job is not None and job.num_attempts < MAX_ATTEMPTS:
             self._queue.appendleft(job)
         elif job is not None:
             error = f"the worker {cause}, {job.num_attempts} times"
@@ -305,6 +303,12 @@ class WorkerPool:
                 "see their messages above; is there enough memory and disk?"
             )
         self._workers.append(_start_worker())
+
+
+def job_limit_s(task: Task | None) -> float:
+    """Returns after how many seconds a worker at a job of `task` counts as hanging."""
+    wall_s = 0.0 if task is None else task.limits.wall_s
+    return 2 * wall_s + _HANG_GRACE_S
 
 
 def _start_worker() -> _Worker:
@@ -332,7 +336,8 @@ def _kill(worker: _Worker) -> None:
     worker.process.wait()
 
 
-def _rebuild_error(name: str, text: str) -> Exception:
+def rebuild_error(name: str, text: str) -> Exception:
+    """Returns the error that a worker met, from its type's name and its text."""
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, MlAgentError):
         return kind(text)

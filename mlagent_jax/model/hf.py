@@ -1,9 +1,7 @@
 """Weights of a Hugging Face folder <-> our parameter tree, strict both ways.
 
-A leaf of ours has Hugging Face's name (`layers/mlp/up_proj/kernel` is
-`model.layers.<l>.mlp.up_proj.weight`), its kernel transposed, its head axis split
-and its layers stacked; nothing else changes, so weights survive a round trip bit
-for bit. Both directions hold one leaf or one file in host memory at a time.
+Which weight is which is said in model/hf_layout.py. Folders are read and written
+piece by piece, whatever their size; `load_folder` holds one leaf at a time.
 """
 
 import contextlib
@@ -18,28 +16,80 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
-import safetensors
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
 from mlagent_jax.config import ModelConfig, RunConfig
 from mlagent_jax.errors import CheckpointError, ConfigError
 from mlagent_jax.model.hf_config import config_from_json, config_to_json
+from mlagent_jax.model.hf_layout import (
+    LeafPath,
+    Piece,
+    ReadPiece,
+    expected_shapes,
+    leaf_path,
+    leaves,
+    pieces,
+)
 from mlagent_jax.model.qwen2 import Params, abstract_params
-from mlagent_jax.parallel.sharding import tree_shardings
+from mlagent_jax.model.safetensors_files import (
+    DTYPES,
+    StoredTensor,
+    TensorWriter,
+    read_header,
+)
+from mlagent_jax.parallel.sharding import place, tree_shardings
 
 Dtype = Literal["float32", "bfloat16"]
-LeafPath = tuple[str, ...]
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _MAX_FILE_BYTES = 5_000_000_000
 # Fields of ModelConfig that say how arrays are used, not what they are.
 _FREE_FIELDS = ("compute_dtype", "remat", "attention", "max_position_embeddings")
+
+
+class HfFolder:
+    """The weights of a Hugging Face folder, read piece by piece.
+
+    Attributes:
+      config: of the model.
+      template: our parameters as `jax.ShapeDtypeStruct`s.
+      dtype: the widest type among the tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads the headers of all files and checks them.
+
+        Raises:
+          ConfigError: the model is not supported.
+          CheckpointError: see `load_folder`.
+        """
+        self.config = load_config(path)
+        self.template = abstract_params(self.config)
+        self._shapes = {p: leaf.shape for p, leaf in leaves(self.template).items()}
+        self._tensors = _open_tensors(path)
+        _check_tensors(path, self._tensors, expected_shapes(self.template))
+        is_bfloat16 = all(t.dtype == "BF16" for t in self._tensors.values())
+        self.dtype: Dtype = "bfloat16" if is_bfloat16 else "float32"
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """Returns a piece in the type of its file.
+
+        Raises:
+          CheckpointError: the file has become shorter.
+        """
+        tensor = self._tensors[piece.name].read(piece.rows)
+        return piece.from_hf(tensor, self._shapes[piece.path])
+
+    def read_leaf(self, path: LeafPath) -> np.ndarray:
+        """Returns a whole leaf in float32."""
+        out = np.empty(self._shapes[path], np.float32)
+        for piece in pieces(self.template):
+            if piece.path == path:
+                out[piece.index] = self.read(piece)
+        return out
 
 
 def load_config(path: Path) -> ModelConfig:
@@ -103,21 +153,22 @@ def load_folder(path: Path, mesh: Mesh | None = None) -> tuple[ModelConfig, Para
       CheckpointError: a file is missing or damaged, or tensors are missing,
         unexpected, mis-shaped or of another type; all of them are listed.
     """
-    cfg = load_config(path)
-    template = abstract_params(cfg)
+    folder = HfFolder(path)
     if mesh is None:
-        shardings = jax.tree.map(lambda _: jax.devices()[0], template)
+        shardings = jax.tree.map(lambda _: jax.devices()[0], folder.template)
     else:
-        shardings = tree_shardings(mesh, template)
-    with _open_tensors(path) as tensors:
-        _check_tensors(path, tensors, _expected_shapes(template))
+        shardings = tree_shardings(mesh, folder.template)
 
-        def load_leaf(keys: Any, leaf: Any, sharding: Any) -> jax.Array:
-            array = _read_leaf(tensors, _leaf_path(keys), leaf.shape)
-            return jax.device_put(array, sharding)
+    def load_leaf(keys: Any, leaf: Any, sharding: Any) -> jax.Array:
+        del leaf
+        array = folder.read_leaf(leaf_path(keys))
+        # Another process may hold other devices of the mesh.
+        return (
+            jax.device_put(array, sharding) if mesh is None else place(array, sharding)
+        )
 
-        params = jax.tree_util.tree_map_with_path(load_leaf, template, shardings)
-    return cfg, params
+    params = jax.tree_util.tree_map_with_path(load_leaf, folder.template, shardings)
+    return folder.config, params
 
 
 def save_folder(
@@ -131,109 +182,90 @@ def save_folder(
     save_tokenizer: Callable[[Path], None] | None = None,
     max_file_bytes: int = _MAX_FILE_BYTES,
 ) -> None:
-    """Writes a Hugging Face folder that transformers 4.51 to 5 load.
-
-    The folder appears complete or not at all; an older export in its place is
-    replaced.
-
-    Args:
-      path: the folder.
-      cfg: the model.
-      params: its weights.
-      dtype: of the weights in the files.
-      end_ids: tokens that end a reply.
-      pad_id: padding token, None for none.
-      save_tokenizer: writes tokenizer files into the folder it is given.
-      max_file_bytes: larger weights are split over several files and an index.
+    """Writes the folder of `write_folder` from parameters; an older one is replaced.
 
     Raises:
       CheckpointError: `params` are not those of `cfg`; all differences are listed.
       ConfigError: `path` exists and is not a Hugging Face folder.
     """
-    _check_params(cfg, params)
+    found = {"/".join(path): np.shape(x) for path, x in leaves(params).items()}
+    check_shapes(cfg, found, "parameters")
+    by_path = leaves(params)
+    write_folder(
+        path,
+        cfg,
+        lambda piece: np.asarray(by_path[piece.path][piece.index]),
+        dtype,
+        end_ids=end_ids,
+        pad_id=pad_id,
+        save_tokenizer=save_tokenizer,
+        max_file_bytes=max_file_bytes,
+        overwrite=True,
+    )
+
+
+def write_folder(
+    path: Path,
+    cfg: ModelConfig,
+    read: ReadPiece,
+    dtype: Dtype,
+    *,
+    end_ids: Sequence[int] = (),
+    pad_id: int | None = None,
+    save_tokenizer: Callable[[Path], None] | None = None,
+    max_file_bytes: int = _MAX_FILE_BYTES,
+    overwrite: bool = False,
+    on_piece: Callable[[int], object] = lambda num_bytes: None,
+) -> None:
+    """Writes a Hugging Face folder that transformers 4.51 to 5 load.
+
+    The folder appears complete or not at all.
+
+    Args:
+      path: the folder.
+      cfg: the model.
+      read: returns a piece of its weights in our layout.
+      dtype: of the weights in the files.
+      end_ids: tokens that end a reply.
+      pad_id: padding token, None for none.
+      save_tokenizer: writes tokenizer files into the folder it is given.
+      max_file_bytes: larger weights are split over several files and an index.
+      overwrite: replace an older Hugging Face folder.
+      on_piece: called with the number of bytes of every piece written.
+
+    Raises:
+      ConfigError: `path` exists, and is no Hugging Face folder or not to be
+        overwritten.
+    """
     config = config_to_json(cfg, dtype, end_ids=tuple(end_ids), pad_id=pad_id)
     generation = {"bos_token_id": None, "pad_token_id": pad_id}
     generation["eos_token_id"] = list(end_ids) or None
-    with _new_folder(path) as folder:
-        _write_weights(folder, params, dtype, max_file_bytes)
+    template = abstract_params(cfg)
+    with new_folder(path, marker=_CONFIG, overwrite=overwrite) as folder:
+        shapes = expected_shapes(template)
+        writer = TensorWriter(folder, shapes, jnp.dtype(dtype), max_file_bytes)
+        with writer:
+            for piece in pieces(template):
+                rows = piece.to_hf(read(piece))
+                writer.write(piece.name, rows)
+                on_piece(rows.size * jnp.dtype(dtype).itemsize)
+        _write_index(folder, writer.files(), shapes, dtype)
         if save_tokenizer is not None:
             save_tokenizer(folder)
         _write_json(folder / "generation_config.json", generation)
         _write_json(folder / _CONFIG, config)
 
 
-def _leaf_path(keys: Sequence[Any]) -> LeafPath:
-    return tuple(key.key for key in keys)
-
-
-def _leaves(params: Params) -> dict[LeafPath, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {_leaf_path(keys): leaf for keys, leaf in leaves}
-
-
-def _hf_name(path: LeafPath, layer: int | None) -> str:
-    *module, leaf = path
-    kind = "bias" if leaf == "bias" else "weight"
-    if layer is not None:
-        module[0] = f"layers.{layer}"
-    prefix = [] if module[0] == "lm_head" else ["model"]
-    return ".".join([*prefix, *module, kind])
-
-
-def _hf_shape(path: LeafPath, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns Hugging Face's shape of one layer of a leaf of ours."""
-    if path[-1] != "kernel":
-        return shape if path[-1] == "embedding" else (math.prod(shape),)
-    num_inputs = 2 if path[-2] == "o_proj" else 1
-    return math.prod(shape[num_inputs:]), math.prod(shape[:num_inputs])
-
-
-def _from_hf(path: LeafPath, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return (tensor.T if path[-1] == "kernel" else tensor).reshape(shape)
-
-
-def _to_hf(path: LeafPath, array: np.ndarray) -> np.ndarray:
-    shape = _hf_shape(path, array.shape)
-    if path[-1] != "kernel":
-        return array.reshape(shape)
-    return np.ascontiguousarray(array.reshape(shape[::-1]).T)
-
-
-def _tensor_names(path: LeafPath, shape: tuple[int, ...]) -> list[str]:
-    """Returns the names that a leaf of ours has in the files, layer by layer."""
-    if path[0] != "layers":
-        return [_hf_name(path, None)]
-    return [_hf_name(path, layer) for layer in range(shape[0])]
-
-
-def _expected_shapes(template: Params) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path, leaf in _leaves(template).items():
-        shape = leaf.shape[1:] if path[0] == "layers" else leaf.shape
-        for name in _tensor_names(path, leaf.shape):
-            shapes[name] = _hf_shape(path, shape)
-    return shapes
-
-
-@contextlib.contextmanager
-def _open_tensors(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields tensor name -> the open file that holds it.
+def _open_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Returns tensor name -> where it lies.
 
     Raises:
       CheckpointError: a file is missing or damaged.
     """
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, Any] = {}
-        for file in _weight_files(path):
-            try:
-                handle = safetensors.safe_open(file, framework="numpy")
-                stack.enter_context(handle)
-            except (safetensors.SafetensorError, OSError) as error:
-                raise CheckpointError(
-                    f"{file}: damaged or cut short ({error}); copy it again"
-                ) from error
-            tensors |= dict.fromkeys(handle.keys(), handle)
-        yield tensors
+    tensors: dict[str, StoredTensor] = {}
+    for file in _weight_files(path):
+        tensors |= read_header(file)
+    return tensors
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -251,29 +283,41 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _check_tensors(
-    path: Path, tensors: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
+    path: Path,
+    tensors: Mapping[str, StoredTensor],
+    expected: Mapping[str, tuple[int, ...]],
 ) -> None:
     problems = _missing_or_unexpected(expected, tensors)
     for name in sorted(set(tensors) & set(expected)):
-        view = tensors[name].get_slice(name)
-        shape, dtype = tuple(view.get_shape()), view.get_dtype()
+        shape, dtype = tensors[name].shape, tensors[name].dtype
         if shape != expected[name]:
             problems.append(f"  {name}: shape {shape}, expected {expected[name]}")
-        elif dtype not in _DTYPES:
-            problems.append(f"  {name}: type {dtype}, expected one of {list(_DTYPES)}")
+        elif dtype not in DTYPES:
+            problems.append(f"  {name}: type {dtype}, expected one of {list(DTYPES)}")
     _raise_if_any(problems, f"{path}: weights do not fit {_CONFIG}")
 
 
-def _check_params(cfg: ModelConfig, params: Params) -> None:
-    expected = {"/".join(p): v.shape for p, v in _leaves(abstract_params(cfg)).items()}
-    found = {"/".join(p): np.shape(v) for p, v in _leaves(params).items()}
+def check_shapes(
+    cfg: ModelConfig, found: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+    """Refuses weights that are not those of a model.
+
+    Args:
+      cfg: the model.
+      found: path of a leaf ("layers/mlp/up_proj/kernel") -> shape.
+      what: has these weights.
+
+    Raises:
+      CheckpointError: leaves are missing, unexpected or mis-shaped; all are listed.
+    """
+    expected = {"/".join(p): v.shape for p, v in leaves(abstract_params(cfg)).items()}
     problems = _missing_or_unexpected(expected, found)
     problems += [
         f"  {name}: shape {found[name]}, expected {expected[name]}"
         for name in sorted(set(found) & set(expected))
         if found[name] != expected[name]
     ]
-    _raise_if_any(problems, "parameters do not fit the model's configuration")
+    _raise_if_any(problems, f"{what}: weights do not fit the model's configuration")
 
 
 def _missing_or_unexpected(
@@ -291,77 +335,39 @@ def _raise_if_any(problems: Sequence[str], what: str) -> None:
         raise CheckpointError(f"{what}; {len(problems)} differences:\n{lines}")
 
 
-def _read_leaf(
-    tensors: Mapping[str, Any], path: LeafPath, shape: tuple[int, ...]
-) -> np.ndarray:
-    names = _tensor_names(path, shape)
-    is_stacked = path[0] == "layers"
-    layer_shape = shape[1:] if is_stacked else shape
-    out = np.empty((len(names), *layer_shape), np.float32)
-    for layer, name in enumerate(names):
-        out[layer] = _from_hf(path, tensors[name].get_tensor(name), layer_shape)
-    return out if is_stacked else out[0]
-
-
-def _write_weights(
-    folder: Path, params: Params, dtype: Dtype, max_file_bytes: int
+def _write_index(
+    folder: Path,
+    files: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: Dtype,
 ) -> None:
-    item_bytes = jnp.dtype(dtype).itemsize
-    files: list[dict[str, tuple[LeafPath, int | None]]] = [{}]
-    room = max_file_bytes
-    total_bytes = 0
-    for name, path, layer, size in _tensor_list(params):
-        num_bytes = size * item_bytes
-        if num_bytes > room and files[-1]:
-            files.append({})
-            room = max_file_bytes
-        files[-1][name] = (path, layer)
-        room -= num_bytes
-        total_bytes += num_bytes
-    leaves = _leaves(params)
-    weight_map: dict[str, str] = {}
-    for number, sources in enumerate(files, start=1):
-        tensors: dict[str, np.ndarray] = {}
-        for name, (path, layer) in sources.items():
-            leaf = leaves[path] if layer is None else leaves[path][layer]
-            tensors[name] = _to_hf(path, np.asarray(leaf)).astype(jnp.dtype(dtype))
-        file = _WEIGHTS
-        if len(files) > 1:
-            file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-        _write_json(folder / _INDEX, index)
-
-
-def _tensor_list(
-    params: Params,
-) -> Iterator[tuple[str, LeafPath, int | None, int]]:
-    """Yields (name, path, layer, number of elements), one layer after the other."""
-    leaves = _leaves(params)
-    stacked = {path: leaf for path, leaf in leaves.items() if path[0] == "layers"}
-    for path, leaf in leaves.items():
-        if path not in stacked:
-            yield _hf_name(path, None), path, None, math.prod(leaf.shape)
-    num_layers = next(iter(stacked.values())).shape[0]
-    for layer in range(num_layers):
-        for path, leaf in stacked.items():
-            yield _hf_name(path, layer), path, layer, math.prod(leaf.shape[1:])
+    if len(set(files.values())) == 1:
+        return
+    num_elements = sum(math.prod(shape) for shape in shapes.values())
+    metadata = {"total_size": num_elements * jnp.dtype(dtype).itemsize}
+    _write_json(folder / _INDEX, {"metadata": metadata, "weight_map": files})
 
 
 @contextlib.contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
     """Yields a folder that takes the place of `path` when the block succeeds.
 
+    Args:
+      path: where the finished folder appears.
+      marker: file by which an older folder of the same kind is known.
+      overwrite: replace such a folder.
+
     Raises:
-      ConfigError: `path` holds something else than a Hugging Face folder.
+      ConfigError: `path` exists, and is of another kind or not to be overwritten.
     """
     is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if not is_free and not (path / _CONFIG).is_file():
+    if not is_free and not (path / marker).is_file():
         raise ConfigError(
-            f"{path} exists and is no Hugging Face folder; it is not overwritten"
+            f"{path} exists and is not what would be written (it has no {marker}); "
+            "it is not overwritten"
         )
+    if not is_free and not overwrite:
+        raise ConfigError(f"{path} exists; remove it, or allow to overwrite it")
     partial, old = (path.with_name(f"{path.name}.{end}") for end in ("partial", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)

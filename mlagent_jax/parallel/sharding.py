@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.parallel.mesh import DATA, FSDP, TENSOR
@@ -74,6 +74,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the placement of a full copy on every device."""
     return NamedSharding(mesh, P())
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Returns host arrays as arrays of the whole run; all processes pass the same.
+
+    Args:
+      tree: numpy arrays.
+      shardings: one for all, or a tree of them.
+    """
+
+    def place_leaf(x: Any, sharding: Sharding) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    if isinstance(shardings, Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(place_leaf, tree, shardings)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

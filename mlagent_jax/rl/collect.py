@@ -20,8 +20,10 @@ from mlagent_jax.env.runner import StepJob, run_steps
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import Pool
 from mlagent_jax.errors import EnvUnavailableError
+from mlagent_jax.parallel import hosts
 from mlagent_jax.policy.base import Policy, Reply, Request
 from mlagent_jax.rl.rollout import DroppedSample, Rollout, Sample, derive_seed
+from mlagent_jax.train.stopping import StopSignal
 from mlagent_jax.types import StepRecord, StepStatus, Task
 
 Rows = list[Sample | DroppedSample | None]
@@ -48,11 +50,13 @@ def collect_rollout(
     states: States,
     tasks: Mapping[str, Task],
     store: SnapshotStore,
+    stop: StopSignal | None = None,
 ) -> Rollout:
     """Returns the samples of update number `update`.
 
     States and seeds follow from (config.seed, update), so the same policy gives the
-    same rollout again.
+    same rollout again. Several hosts share the samples out; each makes its own
+    without a word to the others, then all exchange them.
 
     Args:
       update: index of the update, from 0.
@@ -62,13 +66,15 @@ def collect_rollout(
       states: pool to draw from.
       tasks: task id -> task.
       store: snapshots of the states.
+      stop: cuts the rollout short; None for never.
 
     Raises:
       EnvUnavailableError: no sample of the rollout survived.
+      RunInterruptedError: `stop` was set on some host.
     """
-    start = monotonic()
+    start, stop = monotonic(), stop or StopSignal()
     timed_policy = _TimedPolicy(policy)
-    stepper = _Stepper(config, timed_policy, workers, tasks, store)
+    stepper = _Stepper(config, timed_policy, workers, tasks, store, stop)
     cfg, seed = config.ppo, derive_seed(config.seed, update)
     if cfg.mode == "step":
         drawn = states.sample(seed, cfg.states_per_update)
@@ -142,7 +148,9 @@ class _Stepper:
         workers: Pool,
         tasks: Mapping[str, Task],
         store: SnapshotStore,
+        stop: StopSignal,
     ) -> None:
+        self._stop = stop
         self._config = config
         self._policy = policy
         self._workers = workers
@@ -161,6 +169,9 @@ class _Stepper:
           seed_part: what seeds of other calls do not have in common.
           states: where to start.
           numbers: one a state, for seeds; by default their places.
+
+        Raises:
+          RunInterruptedError: the run was asked to end on some host.
         """
         numbers = range(len(states)) if numbers is None else numbers
         jobs = [
@@ -172,10 +183,10 @@ class _Stepper:
             )
             for number, pool_state in zip(numbers, states, strict=True)
         ]
-        answers = {
-            job.id: (reply, step)
-            for job, reply, step in run_steps(
-                jobs,
+
+        def take_mine() -> dict[str, tuple[Reply, StepRecord | None]]:
+            steps = run_steps(
+                hosts.mine(jobs),
                 policy=self._policy,
                 pool=self._workers,
                 tasks=self._tasks,
@@ -186,7 +197,13 @@ class _Stepper:
                 # when earlier actions happened to finish.
                 num_in_flight=len(jobs),
             )
-        }
+            return {job.id: (reply, step) for job, reply, step in steps}
+
+        answers: dict[str, tuple[Reply, StepRecord | None]] = {}
+        for part in hosts.gather(self._stop.interruptible(take_mine)):
+            if part is None:
+                raise self._stop.error(f"in the rollout of {seed_part}")
+            answers |= part
         return [
             self._make_sample(pool_state, *answers[job.id])
             for job, pool_state in zip(jobs, states, strict=True)

@@ -17,7 +17,12 @@ from mlagent_jax.config import ModelConfig, PpoConfig, RunConfig
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model.critic import init_critic, init_value_head
 from mlagent_jax.parallel.mesh import DATA, FSDP, make_mesh
-from mlagent_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
+from mlagent_jax.parallel.sharding import (
+    batch_sharding,
+    place,
+    replicated,
+    tree_shardings,
+)
 from mlagent_jax.rl.batch import pad_samples
 from mlagent_jax.rl.estimate import make_estimate_fn
 from mlagent_jax.rl.kl_control import adapt_kl_coef
@@ -108,7 +113,7 @@ class Learner:
         start = monotonic()
         padded = pad_samples(rollout.token_samples(), self._cfg.seq_lens)
         lengths = row_lengths(padded.segment_ids_BT)
-        batch = jax.device_put(padded, self._rows_sharding)
+        batch = place(padded, self._rows_sharding)
         scores = self._passes.score(state, self._ref_params, batch, lengths)
         ppo_batch, estimates = jax.block_until_ready(
             self._estimate(batch, scores, state.kl_coef)

@@ -25,18 +25,18 @@ from time import monotonic
 from typing import Any
 
 import jax
-import optax
+from jax.sharding import Mesh
 
 from mlagent_jax.config import ModelConfig, PpoConfig, RunConfig
 from mlagent_jax.data.state_pool import StatePool
 from mlagent_jax.data.trajectories import TrajectoryFile
+from mlagent_jax.env.pools import make_pool
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.task import load_tasks
-from mlagent_jax.env.worker_pool import WorkerPool
-from mlagent_jax.errors import ConfigError, DivergedError
+from mlagent_jax.errors import ConfigError, DivergedError, RunInterruptedError
 from mlagent_jax.model import hf, qwen2
+from mlagent_jax.parallel.hosts import Replica
 from mlagent_jax.parallel.mesh import make_mesh
-from mlagent_jax.parallel.sharding import replicated
 from mlagent_jax.policy.local import LocalPolicy
 from mlagent_jax.rl.collect import collect_rollout
 from mlagent_jax.rl.learner import Learner
@@ -47,10 +47,11 @@ from mlagent_jax.rl.records import UpdateLog
 from mlagent_jax.rl.rollout import Rollout, rollout_metrics, rollout_records
 from mlagent_jax.rl.rollout_source import CollectRollout, RolloutSource
 from mlagent_jax.text.tokenizer import Tokenizer
-from mlagent_jax.train.checkpoint import Checkpoints, load_params
-from mlagent_jax.train.lm import Progress
+from mlagent_jax.train.checkpoint import Checkpoints, fingerprint, load_params
+from mlagent_jax.train.lm import Progress, abstract_on_mesh
 from mlagent_jax.train.metrics import MetricsWriter
 from mlagent_jax.train.state import Params
+from mlagent_jax.train.stopping import StopSignal
 from mlagent_jax.types import to_json
 
 # policy parameters -> records of the Figure-4 curve
@@ -63,6 +64,7 @@ def run_ppo(
     *,
     progress: Progress,
     score_trajectory: ScoreTrajectory,
+    stop: StopSignal | None = None,
 ) -> PpoState:
     """Trains the fine-tuned policy of a run in <workdir>/ppo.
 
@@ -76,6 +78,7 @@ def run_ppo(
       progress: makes progress bars.
       score_trajectory: scores a probe's trajectory on the hidden test part; given
         by the caller so that nothing here can see such scores.
+      stop: ends the stage early; None for never.
 
     Raises:
       ConfigError: settings contradict each other or those of an earlier start.
@@ -83,6 +86,7 @@ def run_ppo(
       DataError: the trajectories are unusable.
       DivergedError: a loss or gradient is not finite.
       EnvUnavailableError: no action of an update could be executed.
+      RunInterruptedError: `stop` was set; the state is saved.
     """
     _check_config(config)
     model_cfg = hf.model_of_run(config)
@@ -100,27 +104,24 @@ def run_ppo(
         config.ppo,
         config.env.max_steps,
     )
-    sft_params = load_sft_params(workdir, model_cfg)
-    mesh = make_mesh(config.mesh)
+    sft_params = load_sft_params(workdir, model_cfg, make_mesh(config.mesh))
+    replica = Replica(qwen2.abstract_params(model_cfg), model_cfg.compute_dtype)
+    stop = stop or StopSignal()
     with ExitStack() as stack:
-        workers = stack.enter_context(WorkerPool(tasks, store.root, config.env))
+        workers = stack.enter_context(make_pool(tasks, store.root, config.env))
         policy = LocalPolicy(
             name="ppo",
             graphdef=graphdef,
-            params=jax.device_put(sft_params, replicated(mesh)),
+            params=replica.copy(sft_params),
             tokenizer=tokenizer,
             cfg=config.sample,
             max_prompt_tokens=config.prompt.max_prompt_tokens,
-            mesh=mesh,
+            mesh=replica.mesh,
         )
         stack.callback(policy.close)
 
-        def set_params(params: Params) -> None:
-            # The sampler wants a full copy, the trainer keeps its shards.
-            policy.set_params(jax.device_put(params, replicated(mesh)))
-
         def collect(update: int, params: Params) -> Rollout:
-            set_params(params)
+            policy.set_params(replica.copy(params))
             return collect_rollout(
                 update,
                 config=config,
@@ -129,10 +130,11 @@ def run_ppo(
                 states=states,
                 tasks=held_in,
                 store=store,
+                stop=stop,
             )
 
         def probe(params: Params) -> list[dict[str, Any]]:
-            set_params(params)
+            policy.set_params(replica.copy(params))
             return run_probe(
                 config=config,
                 policy=policy,
@@ -140,6 +142,7 @@ def run_ppo(
                 tasks=tasks,
                 store=store,
                 score_trajectory=score_trajectory,
+                stop=stop,
             )
 
         return train_ppo(
@@ -152,10 +155,11 @@ def run_ppo(
             probe=probe,
             progress=progress,
             own_states=states if config.ppo.pool.own_frac > 0 else None,
+            stop=stop,
         )
 
 
-def load_sft_params(workdir: Path, model_cfg: ModelConfig) -> Params:
+def load_sft_params(workdir: Path, model_cfg: ModelConfig, mesh: Mesh) -> Params:
     """Returns the fine-tuned policy: the checkpoint of the lowest evaluation loss.
 
     Raises:
@@ -163,7 +167,7 @@ def load_sft_params(workdir: Path, model_cfg: ModelConfig) -> Params:
     """
     return load_params(
         workdir / "sft" / "checkpoints",
-        template=qwen2.abstract_params(model_cfg),
+        template=abstract_on_mesh(qwen2.abstract_params(model_cfg), mesh),
         best_metric="loss",
     )
 
@@ -179,6 +183,7 @@ def train_ppo(
     probe: Probe,
     progress: Progress,
     own_states: OwnStates | None = None,
+    stop: StopSignal | None = None,
 ) -> PpoState:
     """Trains to the last update, from the newest checkpoint if there is one.
 
@@ -193,13 +198,15 @@ def train_ppo(
         updates and after the last.
       progress: makes progress bars.
       own_states: gets every rollout before the next one is collected.
+      stop: ends the stage early; None for never.
 
     Raises:
       ConfigError: the directory holds checkpoints of other settings.
       CheckpointError: checkpoints are unusable, or one could not be written.
       DivergedError: a loss or gradient is not finite.
+      RunInterruptedError: `stop` was set; the state is saved.
     """
-    cfg = config.ppo
+    cfg, stop = config.ppo, stop or StopSignal()
     learner = Learner(
         config, graphdef=graphdef, model_cfg=model_cfg, sft_params=sft_params
     )
@@ -228,9 +235,18 @@ def train_ppo(
             stack.callback(own_states.close)
         bar = enter(progress(cfg.num_updates, "ppo", "update", first))
         for update in range(first, cfg.num_updates):
-            _probe_if_due(cfg, update, probe, state, probes, train_s)
-            start = monotonic()
-            rollout = source.take(update, state.actor.params)
+            meta = {"identity": identity, "train_s": train_s}
+            try:
+                if stop.is_set():
+                    raise stop.error(f"ppo before update {update + 1}")
+                _probe_if_due(cfg, update, probe, state, probes, train_s)
+                start = monotonic()
+                rollout = source.take(update, state.actor.params)
+            except RunInterruptedError:
+                source.save(checkpoints.steps())
+                checkpoints.save(update, state, meta)
+                checkpoints.wait()
+                raise
             rollouts.append(update, rollout_records(rollout))
             if own_states is not None:
                 own_states.add(rollout)
@@ -249,6 +265,7 @@ def train_ppo(
                 checkpoints.save(done, state, meta)
             bar.update(1)
             bar.set_postfix_str(f"reward {metrics['reward_mean']:.3f}", refresh=False)
+        checkpoints.wait()
         _probe_if_due(cfg, cfg.num_updates, probe, state, probes, train_s)
     return state
 
@@ -318,8 +335,7 @@ def _identity(config: RunConfig, sft_params: Params) -> dict[str, Any]:
         "prompt": to_json(config.prompt),
         "sample": to_json(config.sample),
         "ppo": ppo,
-        # Tells another fine-tuned policy, not every possible difference.
-        "sft_norm": f"{optax.tree.norm(sft_params):.6g}",
+        "sft_weights": fingerprint(sft_params),
     }
 
 

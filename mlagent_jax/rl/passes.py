@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import Sharding
 
 from mlagent_jax.config import PpoConfig
+from mlagent_jax.parallel.sharding import place
 from mlagent_jax.rl.batch import PpoBatch, RolloutBatch, Scores
 from mlagent_jax.rl.objective import Loss, make_losses, make_score_fn, score_rows
 from mlagent_jax.rl.ppo import (
@@ -116,7 +117,7 @@ class RowPasses:
     ) -> tuple[PpoState, Metrics]:
         """See `Passes`."""
         del lengths
-        rows_B = jax.device_put(rows, self._replicated)
+        rows_B = place(rows, self._replicated)
         return self._steps[is_warmup](state, self._take_rows(batch, rows_B))
 
 
@@ -223,7 +224,7 @@ class TokenPasses:
         is_warmup: bool,
     ) -> tuple[PpoState, Metrics]:
         """See `Passes`."""
-        rows_B = jax.device_put(rows, self._replicated)
+        rows_B = place(rows, self._replicated)
         num_tokens = self._count(batch.response_mask_BT, rows_B)
         cuts = self._cuts(lengths, rows)
         metrics: Metrics = {"num_micro_batches": jnp.float32(len(cuts))}
@@ -256,9 +257,7 @@ class TokenPasses:
             max_tokens=self._cfg.micro_batch_tokens,
             multiple=self._num_parts,
         )
-        return [
-            (jax.device_put(cut.rows, self._replicated), cut.seq_len) for cut in cuts
-        ]
+        return [(place(cut.rows, self._replicated), cut.seq_len) for cut in cuts]
 
 
 def take_rows(batch: PpoBatch, rows_B: Array) -> PpoBatch:

@@ -11,9 +11,11 @@ from typing import Any
 from mlagent_jax.config import RunConfig
 from mlagent_jax.env.runner import TrajectorySpec, run_trajectories
 from mlagent_jax.env.snapshots import SnapshotStore
-from mlagent_jax.env.worker_pool import WorkerPool
+from mlagent_jax.env.step_loop import Pool
+from mlagent_jax.parallel import hosts
 from mlagent_jax.policy.base import Policy
 from mlagent_jax.rl.rollout import derive_seed
+from mlagent_jax.train.stopping import StopSignal
 from mlagent_jax.types import Task, Trajectory
 
 
@@ -37,10 +39,11 @@ def run_probe(
     *,
     config: RunConfig,
     policy: Policy,
-    workers: WorkerPool,
+    workers: Pool,
     tasks: Mapping[str, Task],
     store: SnapshotStore,
     score_trajectory: ScoreTrajectory,
+    stop: StopSignal,
 ) -> list[dict[str, Any]]:
     """Returns one record a trajectory, ordered by task; the same seeds every time.
 
@@ -53,6 +56,10 @@ def run_probe(
       tasks: task id -> task, held-in and held-out.
       store: snapshots and submissions.
       score_trajectory: scores a trajectory on the hidden test part.
+      stop: cuts the probe short.
+
+    Raises:
+      RunInterruptedError: `stop` was set on some host.
     """
     specs = [
         TrajectorySpec(
@@ -65,20 +72,28 @@ def run_probe(
         for task_id in sorted(tasks)
         for k in range(config.ppo.probe_trajectories)
     ]
-    trajectories = run_trajectories(
-        specs,
-        policy=policy,
-        pool=workers,
-        tasks=tasks,
-        store=store,
-        prompt=config.prompt,
-        env=config.env,
-        num_in_flight=config.eval.num_in_flight,
-    )
-    records = {
-        trajectory.id: _record(trajectory, tasks, store, score_trajectory)
-        for trajectory in trajectories
-    }
+
+    def run_my_trajectories() -> dict[str, dict[str, Any]]:
+        trajectories = run_trajectories(
+            hosts.mine(specs),
+            policy=policy,
+            pool=workers,
+            tasks=tasks,
+            store=store,
+            prompt=config.prompt,
+            env=config.env,
+            num_in_flight=config.eval.num_in_flight,
+        )
+        return {
+            trajectory.id: _record(trajectory, tasks, store, score_trajectory)
+            for trajectory in trajectories
+        }
+
+    records: dict[str, dict[str, Any]] = {}
+    for part in hosts.gather(stop.interruptible(run_my_trajectories)):
+        if part is None:
+            raise stop.error("in a probe")
+        records |= part
     return [records[spec.id] for spec in specs if spec.id in records]
 
 

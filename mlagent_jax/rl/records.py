@@ -4,6 +4,7 @@ Append-only while a run goes on. A run that starts again from a checkpoint first
 drops what updates after it had written, since it writes those records again.
 """
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from mlagent_jax.errors import DataError
+from mlagent_jax.parallel import hosts
 
 
 class UpdateLog:
     """Appends records that carry an "update" number.
+
+    Of several processes the first one writes; all know which updates are there.
 
     Args:
       path: the file; created if missing.
@@ -26,18 +30,13 @@ class UpdateLog:
     """
 
     def __init__(self, path: Path, first_update: int = 0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._updates: set[int] = set()
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            for update, line in _lines(path):
-                if update < first_update:
-                    file.write(line)
-                    self._updates.add(update)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        self._file = path.open("ab", buffering=0)
+        self._updates = {n for n, _ in _lines(path) if n < first_update}
+        self._file: io.FileIO | None = None
+        hosts.barrier(f"read {path.name}")
+        if hosts.is_primary():
+            _drop_from(path, first_update)
+            self._file = path.open("ab", buffering=0)
+        hosts.barrier(f"opened {path.name}")
 
     def has(self, update: int) -> bool:
         """Returns whether there are records of `update`."""
@@ -48,12 +47,16 @@ class UpdateLog:
 
         A killed process therefore leaves all of them or none.
         """
+        self._updates.add(update)
+        if self._file is None:
+            return
         lines = [json.dumps({"update": update, **record}) + "\n" for record in records]
         self._file.write("".join(lines).encode())
-        self._updates.add(update)
 
     def close(self) -> None:
         """Makes sure that everything is on the disk and closes the file."""
+        if self._file is None:
+            return
         os.fsync(self._file.fileno())
         self._file.close()
 
@@ -62,6 +65,17 @@ class UpdateLog:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _drop_from(path: Path, first_update: int) -> None:
+    """Rewrites the file without the records of `first_update` and later ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(line for n, line in _lines(path) if n < first_update)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

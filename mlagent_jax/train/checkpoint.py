@@ -1,16 +1,19 @@
-"""Checkpoints of training stages, on orbax: atomic, strict, checked when read.
+"""Checkpoints of training stages, on orbax: in the background, atomic, checked.
 
 A checkpoint is a folder named by its step with two items: `state`, the leaves of
 any pytree under readable paths ("params/layers/mlp/up_proj/kernel"), and `meta`, a
 small JSON object (data position, counters). Orbax writes into a temporary folder
 and renames it when complete, so a run that is killed at any moment leaves the
-checkpoints before that one usable. Arrays are restored onto the devices that the
-template's shardings name, which need not be those that saved them. Tensorstore does
-not notice a flipped bit in an array's file, so a checksum of every leaf goes along.
+checkpoints before that one usable. Every host writes its own shards, and arrays are
+restored onto the devices that the template's shardings name, which need not be those
+that saved them. Tensorstore does not notice a flipped bit in an array's file, so a
+checksum of every leaf goes along.
 """
 
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,10 +23,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from mlagent_jax.errors import CheckpointError
+from mlagent_jax.errors import CheckpointError, RunInterruptedError
 
 _STATE, _META = "state", "meta"
 _DAMAGED_SUFFIX = ".damaged"
+# Larger leaves are stored in pieces of at most this size, single layers if possible,
+# so that other programs can read a leaf without holding it.
+_CHUNK_BYTES = 1 << 25
 _Checksums = Callable[[Mapping[str, Any]], dict[str, jax.Array]]
 
 _log = logging.getLogger(__name__)
@@ -71,10 +77,11 @@ class Checkpoints:
         meta: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Writes a checkpoint; on the disk when this returns.
+        """Copies `tree` to the host and writes it in the background.
 
-        Saving a step that is already there does nothing: runs are deterministic, so
-        it holds the same numbers.
+        The arrays may be donated as soon as this returns; `wait` says when the
+        checkpoint is on the disk. Saving a step that is already there does nothing:
+        runs are deterministic, so it holds the same numbers.
 
         Args:
           step: updates done.
@@ -83,8 +90,8 @@ class Checkpoints:
           metrics: for `best_metric`.
 
         Raises:
-          CheckpointError: it could not be written, for example because the disk is
-            full; the older ones are untouched.
+          CheckpointError: this one or the one before could not be written, for
+            example because the disk is full; older ones are untouched.
         """
         leaves = dict(_flatten(tree))
         record = {
@@ -93,19 +100,24 @@ class Checkpoints:
         }
         items = ocp.args.Composite(
             **{
-                _STATE: ocp.args.PyTreeSave(leaves),
+                _STATE: ocp.args.PyTreeSave(
+                    leaves, save_args={k: _save_args(x) for k, x in leaves.items()}
+                ),
                 _META: ocp.args.JsonSave(record),
             }
         )
         metrics = None if metrics is None else dict(metrics)
-        try:
+        with self._writing():
             self._manager.save(step, args=items, metrics=metrics)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{self.directory}: could not write a checkpoint "
-                f"({type(error).__name__}: {error!s:.300}); older ones are untouched. "
-                "Free disk space and start again"
-            ) from error
+
+    def wait(self) -> None:
+        """Returns when every checkpoint is on the disk.
+
+        Raises:
+          CheckpointError: the last one could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, ascending."""
@@ -125,6 +137,8 @@ class Checkpoints:
         Raises:
           CheckpointError: every checkpoint is damaged, or one was saved by a
             differently shaped model or optimizer (all differing leaves are listed).
+          RunInterruptedError: one is damaged and the run has several hosts. It is
+            set aside, but the others may wait for this host in the middle of it.
         """
         damaged: list[str] = []
         for step in reversed(self.steps()):
@@ -132,6 +146,12 @@ class Checkpoints:
                 return _restore(self._manager, step, template)
             except _DamagedError as error:
                 damaged.append(self._set_aside(step, error))
+                if jax.process_count() > 1:
+                    raise RunInterruptedError(
+                        f"{self.directory}/{step} is damaged ({error}) and set aside; "
+                        "the same command continues from the checkpoint before it"
+                    ) from error
+        damaged = sorted(p.name for p in self.directory.glob(f"*{_DAMAGED_SUFFIX}"))
         if damaged:
             raise CheckpointError(
                 f"{self.directory}: no usable checkpoint; damaged: {damaged}. Restore "
@@ -140,14 +160,26 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Frees what the manager holds."""
-        self._manager.close()
+        """Waits for the last checkpoint and frees what the manager holds."""
+        with self._writing():
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.directory}: could not write a checkpoint "
+                f"({type(error).__name__}: {error!s:.300}); older ones are untouched. "
+                "Free disk space and start again"
+            ) from error
 
     def _set_aside(self, step: int, error: _DamagedError) -> str:
         path = self.directory / str(step)
@@ -158,7 +190,7 @@ class Checkpoints:
             error,
             target.name,
         )
-        if jax.process_index() == 0 and path.exists():
+        with contextlib.suppress(FileNotFoundError):  # another host was faster
             path.rename(target)
         self._manager.reload()
         return target.name
@@ -178,32 +210,57 @@ def load_params(
     Args:
       directory: the `checkpoints` folder of a stage.
       prefix: path of the subtree, e.g. "params".
-      template: as for `Checkpoints.restore_latest`; None gives nested dicts of
-        arrays, each whole on the default device.
+      template: as for `Checkpoints.restore_latest`, but weights saved in a narrower
+        type are widened to its own; None gives nested dicts of arrays, each whole on
+        the default device.
       best_metric: prefer the checkpoint that is best by this metric.
 
     Raises:
       CheckpointError: there is no checkpoint, none is readable, or its leaves do not
         fit `template`.
     """
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such folder; has the stage run?")
-    manager = _open(directory.resolve(), None, best_metric)
-    try:
-        steps = sorted(manager.all_steps(), reverse=True)
-        best = manager.best_step() if best_metric is not None else None
-        if best is not None:
-            steps = [best, *(s for s in steps if s != best)]
+    steps = candidate_steps(directory, best_metric)
+    with contextlib.closing(_open(directory.resolve(), None, None)) as manager:
         for step in steps:
             try:
                 return _restore(manager, step, template, prefix=prefix + "/").tree
             except _DamagedError as error:
                 _log.warning("checkpoint %s/%d is damaged (%s)", directory, step, error)
-    finally:
-        manager.close()
+                if jax.process_count() > 1:  # the others may have read it
+                    break
     raise CheckpointError(
         f"{directory}: no usable checkpoint among steps {steps}; has the stage run?"
     )
+
+
+def fingerprint(tree: Any) -> str:
+    """Returns a short text that tells arrays from others, wherever they live.
+
+    It is made of exact sums of bit patterns: another mesh gives the same text, unlike
+    a norm, whose last digits follow from the order of additions.
+    """
+    sums = _read_checksums(_make_checksums(), dict(_flatten(tree)))
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def candidate_steps(directory: Path, best_metric: str | None = None) -> list[int]:
+    """Returns the steps of a stage's checkpoints, the one to prefer first.
+
+    Args:
+      directory: the `checkpoints` folder of a stage.
+      best_metric: as for `load_params`.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such folder; has the stage run?")
+    with contextlib.closing(_open(directory.resolve(), None, best_metric)) as manager:
+        steps = sorted(manager.all_steps(), reverse=True)
+        best = manager.best_step() if best_metric is not None else None
+    if not steps:
+        raise CheckpointError(f"{directory}: no checkpoint; has the stage run?")
+    return steps if best is None else [best, *(s for s in steps if s != best)]
 
 
 def _open(
@@ -219,9 +276,9 @@ def _open(
     options = ocp.CheckpointManagerOptions(
         create=keep is not None,
         cleanup_tmp_directories=keep is not None,
-        # In the background, an unwritable folder shows after minutes, and then as
-        # threads that cannot be joined.
-        enable_async_checkpointing=False,
+        enable_async_checkpointing=True,
+        # An unwritable folder shows at once, not as threads that cannot be joined.
+        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         preservation_policy=policies.AnyPreservationPolicy(preserve),
         best_fn=best_fn,
         save_root_metadata=False,
@@ -234,6 +291,12 @@ def _open(
             _META: ocp.JsonCheckpointHandler(),
         },
     )
+
+
+def _save_args(leaf: jax.Array) -> ocp.SaveArgs:
+    if leaf.ndim < 2 or leaf.nbytes <= _CHUNK_BYTES:
+        return ocp.SaveArgs()
+    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
 
 
 def _negative(name: str, metrics: Mapping[str, float]) -> float:
@@ -250,9 +313,11 @@ def _restore(
             if path.startswith(prefix)
         }
     expected = saved if template is None else dict(_flatten(template, prefix))
-    _check_leaves(f"{manager.directory}/{step}", expected, saved)
+    can_widen = bool(prefix)  # weights alone; a training state must fit exactly
+    _check_leaves(f"{manager.directory}/{step}", expected, saved, can_widen)
     with _reading():
-        restored = manager.restore(step, args=_restore_args(expected))
+        stored = {k: _with_dtype(x, saved[k].dtype) for k, x in expected.items()}
+        restored = manager.restore(step, args=_restore_args(stored))
         leaves, record = restored[_STATE], restored[_META]
         checksums = _read_checksums(_make_checksums(), leaves)
         wrong = [k for k, v in checksums.items() if v != record["checksums"][k]]
@@ -262,7 +327,9 @@ def _restore(
         tree = _nest({path.removeprefix(prefix): x for path, x in leaves.items()})
     else:
         treedef = jax.tree.structure(template)
-        tree = treedef.unflatten([leaves[path] for path in expected])
+        tree = treedef.unflatten(
+            [leaves[path].astype(x.dtype) for path, x in expected.items()]
+        )
     return Restored(step, tree, record["meta"])
 
 
@@ -309,14 +376,25 @@ def _make_checksums() -> _Checksums:
     return jax.jit(lambda leaves: {k: checksum(x) for k, x in leaves.items()})
 
 
+def _with_dtype(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+
 def _check_leaves(
-    where: str, expected: Mapping[str, Any], saved: Mapping[str, Any]
+    where: str,
+    expected: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    can_widen: bool,
 ) -> None:
     wrong = [f"missing {path}" for path in expected if path not in saved]
     wrong += [f"unexpected {path}" for path in saved if path not in expected]
     for path in expected.keys() & saved.keys():
         want, have = expected[path], saved[path]
-        if want.shape != have.shape or want.dtype != have.dtype:
+        is_same = want.dtype == have.dtype or (
+            can_widen and jnp.promote_types(want.dtype, have.dtype) == want.dtype
+        )
+        if want.shape != have.shape or not is_same:
             wrong.append(
                 f"{path}: saved {have.dtype}{list(have.shape)}, expected "
                 f"{want.dtype}{list(want.shape)}"

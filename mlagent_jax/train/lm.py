@@ -25,11 +25,12 @@ from mlagent_jax.config import OptimizerConfig
 from mlagent_jax.data.pipeline import SftBatch
 from mlagent_jax.errors import ConfigError, DivergedError
 from mlagent_jax.model.logprobs import token_logprobs
-from mlagent_jax.parallel.sharding import batch_sharding, tree_shardings
+from mlagent_jax.parallel.sharding import batch_sharding, place, tree_shardings
 from mlagent_jax.train.checkpoint import Checkpoints
 from mlagent_jax.train.metrics import MetricsWriter
 from mlagent_jax.train.optimizer import make_optimizer, make_schedule
 from mlagent_jax.train.state import Params, TrainState, apply_gradients, init_state
+from mlagent_jax.train.stopping import StopSignal
 
 Metrics = dict[str, Array]
 LmStep = Callable[[TrainState, SftBatch], tuple[TrainState, Metrics]]
@@ -170,7 +171,10 @@ def make_lm_eval(graphdef: Any) -> LmEval:
 
 
 def run_lm(
-    run: LmRun, initial_params: Callable[[], Params], progress: Progress
+    run: LmRun,
+    initial_params: Callable[[], Params],
+    progress: Progress,
+    stop: StopSignal | None = None,
 ) -> TrainState:
     """Trains to the end of the stage, from its newest checkpoint if there is one.
 
@@ -182,11 +186,13 @@ def run_lm(
       initial_params: makes the parameters of a stage that starts anew; their
         buffers are used up.
       progress: makes progress bars.
+      stop: ends the stage after the update at hand; None for never.
 
     Raises:
       ConfigError: the directory holds checkpoints of other settings.
       CheckpointError: checkpoints are unusable, or one could not be written.
       DivergedError: loss or gradient is not finite; checkpoints from before it stay.
+      RunInterruptedError: `stop` was set; the state is saved.
     """
     optimizer = make_optimizer(run.optimizer, run.num_updates)
     abstract_state = abstract_on_mesh(
@@ -202,9 +208,12 @@ def run_lm(
         batches = iter(run.batches)
         restored = checkpoints.restore_latest(abstract_state)
         if restored is None:
-            shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-            state = jax.device_put(init_state(initial_params(), optimizer), shardings)
-            first = 0
+            make_state = jax.jit(
+                lambda params: init_state(params, optimizer),
+                out_shardings=jax.tree.map(lambda x: x.sharding, abstract_state),
+                donate_argnums=0,
+            )
+            state, first = make_state(initial_params()), 0
         else:
             state, first = restored.tree, restored.step
             _check_resumed(run, first, restored.meta)
@@ -213,7 +222,16 @@ def run_lm(
             MetricsWriter(run.directory, first) as writer,
             progress(run.num_updates, run.name, "update", first) as bar,
         ):
-            return _train(run, optimizer, state, batches, checkpoints, writer, bar)
+            return _train(
+                run,
+                optimizer,
+                state,
+                batches,
+                checkpoints,
+                writer,
+                bar,
+                stop or StopSignal(),
+            )
 
 
 def _train(
@@ -224,8 +242,13 @@ def _train(
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     bar: ProgressBar,
+    stop: StopSignal,
 ) -> TrainState:
-    """Returns the state after the last update; the loop of `run_lm`."""
+    """Returns the state after the last update; the loop of `run_lm`.
+
+    Raises:
+      RunInterruptedError: `stop` was set; the state is saved.
+    """
     rows_sharding = batch_sharding(run.mesh)
     step_fn = make_lm_step(
         run.graphdef,
@@ -237,20 +260,27 @@ def _train(
     eval_fn = make_lm_eval(run.graphdef)
     unread: list[tuple[int, Metrics]] = []
     for done in range(int(jax.device_get(state.step)) + 1, run.num_updates + 1):
-        state, metrics = step_fn(state, place_batch(next(batches), rows_sharding))
+        state, metrics = step_fn(state, place(next(batches), rows_sharding))
         unread.append((done, metrics))
         bar.update(1)
-        is_save = done % run.eval_every == 0 or done == run.num_updates
-        if is_save or len(unread) == _READ_EVERY:
+        is_eval = done % run.eval_every == 0 or done == run.num_updates
+        is_stop = stop.is_set() and done < run.num_updates
+        if is_eval or is_stop or len(unread) == _READ_EVERY:
             loss = _write_metrics(run, writer, unread)
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             unread = []
-        if is_save:
+        scores: dict[str, float] = {}
+        if is_eval:
             scores = _evaluate(run, eval_fn, state.params, rows_sharding)
             if scores:
                 writer.write(done, {f"eval/{k}": v for k, v in scores.items()})
+        if is_eval or is_stop:
             meta = {"data": batches.get_state(), "identity": run.identity}
             checkpoints.save(done, state, meta, scores or {"loss": math.inf})
+        if is_stop:
+            checkpoints.wait()
+            raise stop.error(f"{run.name} after update {done} of {run.num_updates}")
+    checkpoints.wait()
     return state
 
 
@@ -261,15 +291,6 @@ def abstract_on_mesh(abstract: Any, mesh: Mesh) -> Any:
         abstract,
         tree_shardings(mesh, abstract),
     )
-
-
-def place_batch(batch: SftBatch, sharding: Sharding) -> SftBatch:
-    """Returns a host batch as global arrays; every process passes the same batch."""
-
-    def place(x: Any) -> Array:
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    return jax.tree.map(place, batch)
 
 
 def _likelihood_sums(
@@ -337,9 +358,7 @@ def _evaluate(
     run: LmRun, eval_fn: LmEval, params: Params, rows_sharding: Sharding
 ) -> dict[str, float]:
     """Returns mean loss and accuracy over the evaluation data; empty without any."""
-    sums = [
-        eval_fn(params, place_batch(batch, rows_sharding)) for batch in run.eval_batches
-    ]
+    sums = [eval_fn(params, place(batch, rows_sharding)) for batch in run.eval_batches]
     if not sums:
         return {}
     totals = {k: sum(float(s[k]) for s in jax.device_get(sums)) for k in sums[0]}

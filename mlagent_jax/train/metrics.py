@@ -13,12 +13,15 @@ from pathlib import Path
 import tensorboardX
 
 from mlagent_jax.errors import DataError
+from mlagent_jax.parallel import hosts
 
 FILE_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
     """Appends metrics of a stage; a resumed run continues its curves.
+
+    Of several processes the first one writes; elsewhere every call does nothing.
 
     Lines of updates after the restored one are dropped (the resumed run writes them
     again, identically), as is a last line that a crash cut in half.
@@ -32,6 +35,9 @@ class MetricsWriter:
     """
 
     def __init__(self, directory: Path, resume_step: int = 0) -> None:
+        self._is_active = hosts.is_primary()
+        if not self._is_active:
+            return
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / FILE_NAME
         kept = [r for r in read_metrics(directory) if r["step"] <= resume_step]
@@ -49,6 +55,8 @@ class MetricsWriter:
           step: updates done so far; never below the last one written.
           metrics: name such as "train/loss" -> anything `float` accepts.
         """
+        if not self._is_active:
+            return
         values = {name: float(value) for name, value in metrics.items()}
         self._file.write(_to_line({"step": step, **values}))
         self._file.flush()
@@ -57,6 +65,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes and closes both files."""
+        if not self._is_active:
+            return
         self._file.close()
         self._events.close()
 

@@ -22,10 +22,14 @@ from mlagent_jax.data.examples import expert_chats
 from mlagent_jax.data.pipeline import SftBatch
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import qwen2
+from mlagent_jax.parallel import hosts
 from mlagent_jax.parallel.mesh import make_mesh
+from mlagent_jax.parallel.sharding import place, tree_shardings
 from mlagent_jax.text.tokenizer import Tokenizer
 from mlagent_jax.train.lm import LmRun, Progress, run_lm
 from mlagent_jax.train.metrics import read_metrics
+from mlagent_jax.train.state import Params
+from mlagent_jax.train.stopping import StopSignal
 from mlagent_jax.types import to_json
 
 _EVAL_EVERY = 50
@@ -33,7 +37,13 @@ _MIN_PERIOD = 8
 _EVAL_INDEX = 2**31  # practice that no update sees
 
 
-def run_pretrain(config: RunConfig, workdir: Path, *, progress: Progress) -> float:
+def run_pretrain(
+    config: RunConfig,
+    workdir: Path,
+    *,
+    progress: Progress,
+    stop: StopSignal | None = None,
+) -> float:
     """Makes the tokenizer and trains a random model until it can copy.
 
     Every call with the same arguments ends with the same parameters.
@@ -42,6 +52,7 @@ def run_pretrain(config: RunConfig, workdir: Path, *, progress: Progress) -> flo
       config: of the run; its `model` and `pretrain` are given.
       workdir: run directory; gets tokenizer/ and pretrain/.
       progress: makes progress bars.
+      stop: ends the stage early; None for never.
 
     Returns:
       The copy accuracy on fresh practice, in [0, 1]: the part of the repeated
@@ -53,6 +64,7 @@ def run_pretrain(config: RunConfig, workdir: Path, *, progress: Progress) -> flo
       CheckpointError: checkpoints are unusable.
       DataError: the trajectories that a tokenizer is learnt from are unusable.
       DivergedError: loss or gradient is not finite.
+      RunInterruptedError: `stop` was set; the state is saved.
     """
     cfg, model_cfg = config.pretrain, config.model
     if cfg is None or model_cfg is None:
@@ -87,8 +99,12 @@ def run_pretrain(config: RunConfig, workdir: Path, *, progress: Progress) -> flo
             "vocab_size": vocab_size,
         },
     )
-    key = jax.random.key(config.seed)
-    run_lm(run, lambda: qwen2.init_params(model_cfg, key), progress)
+
+    def initial_params() -> Params:
+        params = qwen2.init_params(model_cfg, jax.random.key(config.seed))
+        return place(jax.device_get(params), tree_shardings(run.mesh, params))
+
+    run_lm(run, initial_params, progress, stop)
     return read_metrics(directory)[-1]["eval/accuracy"]
 
 
@@ -144,8 +160,13 @@ def prepare_tokenizer(config: RunConfig, workdir: Path) -> Tokenizer:
     folder = workdir / "tokenizer"
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
-    if folder.is_dir():
-        return Tokenizer.load(folder)
+    if hosts.is_primary() and not folder.is_dir():
+        _make_tokenizer(config, workdir, folder)
+    hosts.barrier("tokenizer")
+    return Tokenizer.load(folder)
+
+
+def _make_tokenizer(config: RunConfig, workdir: Path, folder: Path) -> None:
     if config.init is not None:
         tokenizer = Tokenizer.load(config.init)
     else:
@@ -156,4 +177,3 @@ def prepare_tokenizer(config: RunConfig, workdir: Path) -> Tokenizer:
     shutil.rmtree(partial, ignore_errors=True)
     tokenizer.save(partial)
     partial.rename(folder)
-    return tokenizer

@@ -20,17 +20,25 @@ from mlagent_jax.data.renaming import renamed_examples
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import hf, qwen2
 from mlagent_jax.parallel.mesh import make_mesh
+from mlagent_jax.parallel.sharding import place
 from mlagent_jax.train.checkpoint import load_params
 from mlagent_jax.train.lm import LmRun, Progress, abstract_on_mesh, run_lm
 from mlagent_jax.train.pretrain import prepare_tokenizer
 from mlagent_jax.train.state import Params, TrainState
+from mlagent_jax.train.stopping import StopSignal
 from mlagent_jax.types import to_json
 
 # Fields that may change when a stage is resumed: they do not touch the weights.
 _FREE_FIELDS = ("eval_every", "keep_checkpoints")
 
 
-def run_sft(config: RunConfig, workdir: Path, *, progress: Progress) -> TrainState:
+def run_sft(
+    config: RunConfig,
+    workdir: Path,
+    *,
+    progress: Progress,
+    stop: StopSignal | None = None,
+) -> TrainState:
     """Trains on a run's expert trajectories in <workdir>/sft.
 
     Called again after it was stopped at any moment, it ends with the same state.
@@ -40,6 +48,7 @@ def run_sft(config: RunConfig, workdir: Path, *, progress: Progress) -> TrainSta
       workdir: run directory with tasks/, trajectories/ and, if `config.pretrain` is
         given, pretrain/.
       progress: makes progress bars.
+      stop: ends the stage early; None for never.
 
     Raises:
       ConfigError: tokenizer and model do not fit, or the directory holds
@@ -47,6 +56,7 @@ def run_sft(config: RunConfig, workdir: Path, *, progress: Progress) -> TrainSta
       CheckpointError: starting weights or checkpoints are unusable.
       DataError: the trajectories are unusable, or every example is too long.
       DivergedError: loss or gradient is not finite.
+      RunInterruptedError: `stop` was set; the state is saved.
     """
     tokenizer = prepare_tokenizer(config, workdir)
     chats = list(expert_chats(config, workdir))
@@ -59,6 +69,7 @@ def run_sft(config: RunConfig, workdir: Path, *, progress: Progress) -> TrainSta
         quotations=list(quotations),
         pad_id=tokenizer.pad_id,
         progress=progress,
+        stop=stop,
     )
 
 
@@ -70,6 +81,7 @@ def train_sft(
     quotations: Sequence[TokenExample] = (),
     pad_id: int,
     progress: Progress,
+    stop: StopSignal | None = None,
 ) -> TrainState:
     """Trains on given examples; see `run_sft`.
 
@@ -81,6 +93,7 @@ def train_sft(
       quotations: further ones to train on, but those of held-back trajectories.
       pad_id: token of padding.
       progress: makes progress bars.
+      stop: ends the stage early; None for never.
 
     Raises:
       ConfigError: the tokens do not fit the model's vocabulary, or the directory
@@ -127,7 +140,12 @@ def train_sft(
             "examples": _fingerprint([*examples, *quotations]),
         },
     )
-    return run_lm(run, lambda: initial_params(config, workdir, run.mesh), progress)
+    return run_lm(
+        run,
+        lambda: initial_params(config, workdir, run.mesh),
+        progress,
+        stop,
+    )
 
 
 def initial_params(config: RunConfig, workdir: Path, mesh: Mesh) -> Params:
@@ -143,7 +161,8 @@ def initial_params(config: RunConfig, workdir: Path, mesh: Mesh) -> Params:
     if config.pretrain is not None:
         return load_params(workdir / "pretrain" / "checkpoints", template=template)
     params = qwen2.init_params(config.model, jax.random.key(config.seed))
-    return jax.device_put(params, jax.tree.map(lambda x: x.sharding, template))
+    shardings = jax.tree.map(lambda x: x.sharding, template)
+    return place(jax.device_get(params), shardings)
 
 
 def _fingerprint(examples: Sequence[TokenExample]) -> str:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).parents[2]
-CONFIG = "tests/e2e/tiny_config.py"
+from tests.e2e.conftest import ROOT, pipeline_command, run_pipeline
+
 STAGES = [
     "prepare",
     "collect",
@@ -29,37 +28,8 @@ STAGES = [
 ]
 
 
-def pipeline_command(workdir: Path) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "launch.pipeline",
-        f"--config={CONFIG}",
-        f"--workdir={workdir}",
-    ]
-
-
-def run_pipeline(workdir: Path) -> str:
-    result = subprocess.run(
-        pipeline_command(workdir),
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
 def exported(workdir: Path) -> dict[str, np.ndarray]:
     return load_file(workdir / "export" / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, str]:
-    workdir = tmp_path_factory.mktemp("straight") / "run"
-    return workdir, run_pipeline(workdir)
 
 
 def test_every_stage_runs_and_the_summary_holds_what_it_promises(finished):

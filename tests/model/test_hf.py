@@ -125,7 +125,7 @@ def test_a_folder_of_something_else_is_not_overwritten(
     tmp_path, tiny_config, tiny_params
 ):
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(ConfigError, match="no Hugging Face folder; it is not over"):
+    with pytest.raises(ConfigError, match="not what would be written"):
         hf.save_folder(tmp_path, tiny_config, tiny_params)
     assert (tmp_path / "thesis.txt").exists()
 

@@ -313,7 +313,7 @@ def test_another_setting_or_policy_is_refused_on_resume(finished):
     directory, _ = finished
     with pytest.raises(ConfigError, match="with other settings"):
         train(directory, config=make_config(**SETTINGS | {"kl_coef": 0.5}))
-    with pytest.raises(ConfigError, match="sft_norm"):
+    with pytest.raises(ConfigError, match="sft_weights"):
         train(directory, params=make_policy_params(seed=5))
     with pytest.raises(ConfigError, match="seed: 0 -> 1"):
         train(directory, config=make_config(seed=1, **SETTINGS))

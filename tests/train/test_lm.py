@@ -22,7 +22,7 @@ from mlagent_jax.train.lm import (
     LmRun,
     make_lm_eval,
     make_lm_step,
-    place_batch,
+    place,
     run_lm,
 )
 from mlagent_jax.train.metrics import read_metrics
@@ -71,7 +71,7 @@ def take_step(config, params, batch, *, micro_batches=1, mesh=None):
     kwargs = {}
     if mesh is not None:
         shardings, rows = tree_shardings(mesh, state), batch_sharding(mesh)
-        state, batch = jax.device_put(state, shardings), place_batch(batch, rows)
+        state, batch = jax.device_put(state, shardings), place(batch, rows)
         kwargs = {"state_shardings": shardings, "rows_sharding": rows}
     graphdef = qwen2.make_graphdef(config)
     step = make_lm_step(graphdef, optimizer, micro_batches=micro_batches, **kwargs)

@@ -1,0 +1,1 @@
+"""Launching stages on Cloud TPU VMs and on GKE: `python -m launch.tpu ...`."""

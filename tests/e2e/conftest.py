@@ -1,0 +1,75 @@
+"""One finished run of the smallest config, shared by all end-to-end tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "tests/e2e/tiny_config.py"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """Returns (run directory, what the pipeline printed)."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    return workdir, run_pipeline(workdir)
+
+
+def pipeline_command(workdir: Path) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "launch.pipeline",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+    ]
+
+
+def run_pipeline(workdir: Path) -> str:
+    result = subprocess.run(
+        pipeline_command(workdir),
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def copy_run(finished, tmp_path):
+    """Copies the finished run but for some stages, so that they can be run again."""
+
+    def copy(name: str, *without: str) -> Path:
+        target = tmp_path / name
+        ignore = shutil.ignore_patterns("eval", "report", "export", "stages.json")
+        shutil.copytree(finished[0], target, ignore=ignore)
+        for stage in without:
+            shutil.rmtree(target / stage, ignore_errors=True)
+        return target
+
+    return copy
+
+
+def start_stage(
+    stage: str, workdir: Path, *arguments: str, devices: int = 1
+) -> subprocess.Popen[str]:
+    """Starts a stage as a program with so many CPU devices; stderr is a pipe."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", f"launch.{stage}", f"--config={CONFIG}"),
+            *(f"--workdir={workdir}", *arguments),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,121 @@
+"""Two processes of jax.distributed on CPU run the launchers as one process would."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from launch.common import RESTART_STATUS
+from mlagent_jax.train.checkpoint import load_params
+from tests.e2e.conftest import start_stage
+
+TIMEOUT_S = 600.0
+NOTICE_S = 60.0
+DEVICES = 4
+
+
+def start_hosts(stage: str, workdir: Path, *arguments: str) -> list[subprocess.Popen]:
+    """Starts a stage on two hosts with half of the devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start_stage(
+            stage,
+            workdir,
+            f"--coordinator=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+            *(arguments if i == 1 else ()),
+            devices=DEVICES // 2,
+        )
+        for i in range(2)
+    ]
+
+
+def finish(*processes: subprocess.Popen) -> list[str]:
+    """Returns the messages of processes that end well."""
+    messages = [p.communicate(timeout=TIMEOUT_S)[1] for p in processes]
+    assert [p.returncode for p in processes] == [0] * len(processes), messages
+    return messages
+
+
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not path.is_file() or path.read_text().count("\n") < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def assert_close(ours: Path, theirs: Path, prefix: str) -> None:
+    found, expected = (
+        load_params(path / "checkpoints", prefix=prefix) for path in (ours, theirs)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0),
+        found,
+        expected,
+    )
+
+
+def read_rollouts(directory: Path) -> list[dict]:
+    records = map(json.loads, (directory / "rollouts.jsonl").read_text().splitlines())
+    names = ("update", "sample", "state", "reply", "outcome", "reward")
+    return [{name: record[name] for name in names} for record in records]
+
+
+def test_two_hosts_train_and_sample_as_one(copy_run):
+    one, two = copy_run("one", "sft", "ppo"), copy_run("two", "sft", "ppo")
+    finish(start_stage("sft", one, devices=DEVICES), *start_hosts("sft", two))
+    assert_close(two / "sft", one / "sft", "params")
+    # Start PPO from the same weights, or rounding may choose another token.
+    subprocess.run(["rm", "-r", str(two / "sft")], check=True)
+    subprocess.run(["cp", "-r", str(one / "sft"), str(two / "sft")], check=True)
+    reference = start_stage("ppo", one, devices=DEVICES)
+    hosts = start_hosts("ppo", two)
+    wait_for_lines(two / "ppo" / "metrics.jsonl", 1, hosts[0])
+    hosts[1].send_signal(signal.SIGKILL)
+    killed_s = time.monotonic()
+    messages = hosts[0].communicate(timeout=TIMEOUT_S)[1]
+    assert time.monotonic() - killed_s < NOTICE_S
+    assert hosts[0].returncode not in (0, 1, 2), messages
+    assert "another" in messages.lower(), messages
+    with contextlib.suppress(ProcessLookupError):
+        hosts[1].wait()
+    finish(reference, *start_hosts("ppo", two))
+    assert read_rollouts(two / "ppo") == read_rollouts(one / "ppo")
+    assert_close(two / "ppo", one / "ppo", "actor")
+    assert_close(two / "ppo", one / "ppo", "critic")
+
+
+def test_a_signal_to_one_host_stops_both_at_the_same_update(copy_run):
+    workdir = copy_run("run", "ppo")
+    hosts = start_hosts("ppo", workdir)
+    wait_for_lines(workdir / "ppo" / "metrics.jsonl", 1, hosts[0])
+    hosts[1].send_signal(signal.SIGTERM)
+    messages = [p.communicate(timeout=TIMEOUT_S)[1] for p in hosts]
+    assert [p.returncode for p in hosts] == [RESTART_STATUS] * 2, messages
+    assert "stopped by a signal on another host" in messages[0]
+    assert "stopped by SIGTERM" in messages[1]
+
+
+@pytest.mark.parametrize("stage", ["sft"])
+def test_hosts_that_disagree_are_refused_with_every_differing_field(copy_run, stage):
+    workdir = copy_run("run", "sft", "ppo")
+    other = ("--set", "sft.batch_size=8", "--set", "seed=5")
+    hosts = start_hosts(stage, workdir, *other)
+    messages = [p.communicate(timeout=TIMEOUT_S)[1] for p in hosts]
+    assert [p.returncode for p in hosts] == [2, 2], messages
+    for text in messages:
+        assert "config.seed: host 0: 0, host 1: 5" in text
+        assert "config.sft.batch_size: host 0: 4, host 1: 8" in text
+        assert "Traceback" not in text
+    assert not (workdir / "sft").exists()

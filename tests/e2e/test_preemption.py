@@ -1,0 +1,76 @@
+"""SIGTERM and Ctrl-C save and end a stage; the same command ends bit for bit alike."""
+
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from launch.common import RESTART_STATUS
+from mlagent_jax.train.checkpoint import candidate_steps, load_params
+from tests.e2e.conftest import ROOT, pipeline_command, start_stage
+
+GRACE_S = 30.0
+
+
+def wait_for_line(process: subprocess.Popen, text: str) -> None:
+    """Reads the program's messages until one contains `text`."""
+    assert process.stderr is not None
+    seen = ""
+    while text not in seen:
+        character = process.stderr.read(1)
+        assert character, f"ended before {text!r}: {seen}"
+        seen += character
+
+
+def assert_same_end(stage, prefix, ours, theirs) -> None:
+    found, expected = (
+        load_params(workdir / stage / "checkpoints", prefix=prefix)
+        for workdir in (ours, theirs)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "after", "prefix"),
+    [
+        ("sft", signal.SIGTERM, "0/", "params"),  # while the first update compiles
+        ("sft", signal.SIGINT, "0/", "opt_state"),
+        ("ppo", signal.SIGTERM, "1/", "actor"),  # in a rollout or an update
+    ],
+)
+def test_a_stopped_stage_is_saved_and_continues_exactly(
+    copy_run, finished, stage, number, after, prefix
+):
+    workdir = copy_run("stopped", stage, "ppo")
+    process = start_stage(stage, workdir)
+    wait_for_line(process, after)
+    process.send_signal(number)
+    start_s = time.monotonic()
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == RESTART_STATUS, messages
+    assert time.monotonic() - start_s < GRACE_S
+    assert f"stopped by {number.name}; everything is saved" in messages
+    assert "Traceback" not in messages
+    (step,) = candidate_steps(workdir / stage / "checkpoints")
+    last = candidate_steps(finished[0] / stage / "checkpoints")[0]
+    assert 0 < step < last
+    again = start_stage(stage, workdir)
+    assert again.communicate(timeout=300)
+    assert again.returncode == 0
+    assert_same_end(stage, prefix, workdir, finished[0])
+
+
+def test_a_signal_to_the_pipeline_reaches_its_stage(copy_run, finished):
+    workdir = copy_run("run", "pretrain", "sft", "ppo")
+    process = subprocess.Popen(
+        pipeline_command(workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_line(process, "0/6")
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == RESTART_STATUS, messages
+    assert "everything is saved" in messages
+    assert candidate_steps(workdir / "pretrain" / "checkpoints") == [1]
