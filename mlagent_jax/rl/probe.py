@@ -43,7 +43,7 @@ def run_probe(
     tasks: Mapping[str, Task],
     store: SnapshotStore,
     score_trajectory: ScoreTrajectory,
-    stop: StopSignal,
+    stop: StopSignal | None = None,
 ) -> list[dict[str, Any]]:
     """Returns one record a trajectory, ordered by task; the same seeds every time.
 
@@ -56,11 +56,12 @@ def run_probe(
       tasks: task id -> task, held-in and held-out.
       store: snapshots and submissions.
       score_trajectory: scores a trajectory on the hidden test part.
-      stop: cuts the probe short.
+      stop: cuts the probe short; None for never.
 
     Raises:
       RunInterruptedError: `stop` was set on some host.
     """
+    stop = stop or StopSignal()
     specs = [
         TrajectorySpec(
             id=f"probe/{task_id}/{k:03d}",
