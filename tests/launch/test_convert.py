@@ -110,7 +110,7 @@ def test_both_directions_are_bit_exact(
     before, after = read_all(tmp_path / "a"), read_all(tmp_path / "c")
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[k], after[k]) for k in before)
-    assert hf.load_config(tmp_path / "c") == cfg
+    assert hf.load_config(tmp_path / "c") == hf.load_config(tmp_path / "a")
     # The trainer reads the same numbers, in float32.
     ours = load_params(
         tmp_path / "b" / "checkpoints", template=qwen2.abstract_params(cfg)
