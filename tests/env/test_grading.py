@@ -214,6 +214,35 @@ def test_broken_files_are_refused_with_a_stable_reason(numbers, data, reason):
     assert reason_of(numbers, data) == reason
 
 
+def test_booleans_may_be_written_in_every_usual_way(tmp_path):
+    labels = {"y": ["True", "False", "True", "False"]}
+    task = make_task(tmp_path, "accuracy", labels, classes=("False", "True"))
+    for true, false in (("True", "False"), (1, 0), (1.0, 0.0), ("TRUE", "false")):
+        data = csv_of(y=[true, false, true, false])
+        assert grade(task, data, "test") == grade(task, data, "selection") == 1.0
+    assert reason_of(task, csv_of(y=["yes", "no", "yes", "no"])) == "unknown_class"
+
+
+def test_declared_further_columns_are_ignored_and_others_refused(numbers):
+    task = dataclasses.replace(numbers, optional_columns=("Date",))
+    data = csv_of(y=[1, 2, 3, 4], Date=["", "x", "y", "z"])
+    assert grade(task, data, "test") == 0.0
+    assert reason_of(numbers, data) == "wrong_columns"
+    data = csv_of(y=[1, 2, 3, 4], Dat=[1, 2, 3, 4])
+    assert reason_of(task, data) == "wrong_columns"
+
+
+def test_unscored_rows_must_be_there_and_do_not_count(tmp_path):
+    task = make_task(tmp_path, "mae", {"y": [1.0, 2.0, 3.0, 4.0]})
+    labels = pd.read_csv(tmp_path / "labels.csv")
+    labels.loc[0, "part"] = "unscored"
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    task = dataclasses.replace(task, file_hashes={"private/labels.csv": "changed"})
+    assert grade(task, csv_of(y=[99, 2, 3, 4]), "selection") == 0.0
+    short = b"id,y\n11,2\n12,3\n13,4\n"
+    assert reason_of(task, short) == "missing_ids"
+
+
 def test_a_huge_file_is_refused_unread(numbers, monkeypatch):
     monkeypatch.setattr(grading, "MAX_SUBMISSION_BYTES", 20)
     assert reason_of(numbers, csv_of(y=[1, 2, 3, 4])) == "file_too_large"

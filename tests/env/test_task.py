@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from mlagent_jax.config import ModelConfig, RunConfig
+from mlagent_jax.env.baseline import Baseline, hash_starter, write_baseline
 from mlagent_jax.env.executor import Execution
 from mlagent_jax.env.grading import grade, read_labels
 from mlagent_jax.env.task import (
@@ -361,3 +363,167 @@ def test_the_record_of_prepared_data_holds_hashes(folder, prepared):
     record = json.loads((prepared / "task.json").read_text())
     assert record["files"] == task.file_hashes
     assert record["id"] == "toy"
+
+
+# --- archives --------------------------------------------------------------------
+
+ARCHIVE_PREPARE = """\
+import pandas as pd
+from mlagent_jax.env.archive import find_file
+from mlagent_jax.env.task_data import PreparedFiles, csv_bytes, hold_out, split_parts
+
+FRAC = {"real": 0.2, "lookalike": 0.5}
+
+
+def write_archive(raw, rng):
+    x = rng.normal(size=60).round(6)
+    table = pd.DataFrame({"key": range(60), "y": 2 * x, "x": x})
+    table.to_csv(raw / "all.csv", index=False)
+
+
+def from_archive(raw, source, rng):
+    train, test = hold_out(pd.read_csv(find_file(raw, "all.csv")), FRAC[source])
+    labels = test[["key", "y"]].assign(part=split_parts(test["key"] // 2, rng))
+    public = {"train.csv": csv_bytes(train), "sub/test.csv": csv_bytes(test[["key"]])}
+    public["notes.txt"] = find_file(raw, "all.csv")
+    return PreparedFiles(public=public, labels=labels, num_train=len(train))
+"""
+REAL = """
+[rows]
+train = 30
+test = 30
+
+[real]
+kaggle = "toy"
+license = "none"
+split = "half"
+best = 0.1
+best_from = "by hand"
+
+[real.limits]
+wall_s = 7.0
+
+[real.human]
+gold = 0.1
+silver = 0.2
+bronze = 0.3
+median = 0.5
+num_teams = 10
+medals = true
+medals_note = ""
+from = "by hand"
+"""
+
+
+@pytest.fixture(name="archived")
+def fixture_archived(folder):
+    (folder / "prepare.py").write_text(ARCHIVE_PREPARE)
+    (folder / "task.toml").write_text(TOML + REAL)
+    return folder
+
+
+@pytest.fixture(name="archive")
+def fixture_archive(tmp_path):
+    raw = tmp_path / "download"
+    raw.mkdir()
+    table = pd.DataFrame({"key": range(100), "y": range(100), "x": range(100)})
+    table.to_csv(raw / "all.csv", index=False)
+    return raw
+
+
+def test_a_lookalike_goes_through_the_import_and_real_data_is_marked(
+    archived, archive, tmp_path
+):
+    made = prepare_task(archived, tmp_path / "made")
+    assert (made.source, made.human, made.best) == ("lookalike", None, 0.5)
+    assert made.limits.wall_s == 5.0
+    assert rebuild_hashes(archived) == made.file_hashes
+    assert (made.public_dir / "sub" / "test.csv").is_file()
+    real = prepare_task(archived, tmp_path / "real", archive)
+    assert (real.source, real.best, real.limits.wall_s) == ("real", 0.1, 7.0)
+    assert real.human is not None
+    assert math.isnan(real.baseline)
+    assert len(pd.read_csv(real.public_dir / "train.csv")) == 80
+    parts = read_labels(real).astype({"key": int})
+    groups = parts.groupby(parts["key"] // 2)["part"].nunique()
+    assert set(groups) == {1}
+
+
+def test_real_data_needs_the_baseline_of_this_starter(archived, archive, tmp_path):
+    real = prepare_task(archived, tmp_path / "real", archive)
+    with pytest.raises(TaskError, match="baseline of toy is not measured"):
+        load_task(archived, tmp_path / "real")
+    measured = Baseline(
+        baseline=3.0,
+        seed_mean=3.0,
+        seed_std=0.5,
+        num_seeds=2,
+        stderr=0.1,
+        wall_s=1.0,
+        hardware="any",
+        starter_hash=hash_starter(real.starter),
+    )
+    write_baseline(tmp_path / "real", measured)
+    task = load_task(archived, tmp_path / "real")
+    assert (task.baseline, task.baseline_std) == (3.0, 0.5)
+    (archived / "train.py").write_text("print('other')\n")
+    with pytest.raises(TaskError, match="baseline of toy is not measured"):
+        load_task(archived, tmp_path / "real")
+    (tmp_path / "real" / "baseline.json").write_text("{")
+    with pytest.raises(TaskError, match="baseline.json is damaged"):
+        load_task(archived, tmp_path / "real")
+
+
+def test_a_run_uses_real_data_where_the_config_names_it(archived, archive, tmp_path):
+    config = make_config(archived, real_data=str(tmp_path / "real"))
+    where = tmp_path / "real" / "toy"
+    assert prepared_dir(config, tmp_path, archived) == where
+    with pytest.raises(TaskError, match="launch.tasks import toy <archive>"):
+        load_tasks(config, tmp_path)
+    without = make_config(archived)
+    assert prepared_dir(without, tmp_path, archived) == tmp_path / "tasks" / "toy"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("def write_archive", "def make", r"no function write_archive\(raw, rng\)"),
+        ("num_train=len(train)", "num_train=0", "no training examples"),
+        ("assign(part=", "assign(y=1, key=1, part=", "labels name some id twice"),
+        ('"sub/test.csv"', '"../test.csv"', r"leave the folder"),
+        ('["key", "y"]]', '["key"]]', r"labels lack the columns \['y'\]"),
+        ("rng))", 'rng)).assign(part="hidden")', "expected .*selection"),
+        (
+            '"lookalike": 0.5',
+            '"lookalike": 0.4',
+            r"rows are \(36, 24\); task.toml says",
+        ),
+    ],
+)
+def test_archive_tasks_that_break_the_contract_are_refused(
+    archived, prepared, old, new, match
+):
+    edit(archived / "prepare.py", old, new)
+    with pytest.raises(TaskError, match=match):
+        prepare_task(archived, prepared)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ('kaggle = "toy"\n', "", "one of the keys kaggle, url"),
+        ("gold = 0.1\n", "", "missing key real.human.gold"),
+        ("medals = true", "medals = false", "medals_note exactly where"),
+        ("median = 0.5", 'median = "half"', "real.human.median = 'half'"),
+        ('direction = "min"', 'direction = "max"', "expected 'min' for metric rmse"),
+    ],
+)
+def test_declarations_of_real_data_are_checked(archived, prepared, old, new, match):
+    edit(archived / "task.toml", old, new)
+    with pytest.raises(TaskError, match=match):
+        prepare_task(archived, prepared)
+
+
+def test_an_archive_for_a_task_without_one_is_refused(folder, prepared, archive):
+    with pytest.raises(TaskError, match="no table .real., so no archive fits it"):
+        prepare_task(folder, prepared, archive)
