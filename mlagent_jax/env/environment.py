@@ -24,6 +24,7 @@ from mlagent_jax.env.feedback import (
     undo_text,
 )
 from mlagent_jax.env.grading import grade
+from mlagent_jax.env.integrity import submission_events
 from mlagent_jax.env.looks import NO_DATA, DataView
 from mlagent_jax.env.reward import reward_parts
 from mlagent_jax.env.snapshots import SnapshotStore
@@ -95,6 +96,7 @@ class _Effect:
     execution: ExecResult | None = None
     submission: str | None = None
     cache_check: CacheCheck = ""
+    events: tuple[str, ...] = ()
 
 
 class Environment:
@@ -211,7 +213,10 @@ class Environment:
             profile=self._cfg.profile,
             task_version=task.version,
             edit=edit if is_asked else None,
-            integrity_events=() if execution is None else execution.integrity_events,
+            integrity_events=(
+                *(() if execution is None else execution.integrity_events),
+                *effect.events,
+            ),
             cache_check=effect.cache_check,
         )
         return dataclasses.replace(step, reward_parts=reward_parts(step, task))
@@ -364,7 +369,13 @@ class Environment:
             snapshot=run.snapshot_after,
             score=score,
             submission=run.submission,
+            events=self._submission_events(task, run.submission),
         )
+
+    def _submission_events(self, task: Task, submission: str | None) -> tuple[str, ...]:
+        if submission is None:
+            return ()
+        return submission_events(task, self._store.get_blob(submission))
 
     def _grade(self, task: Task, submission: str | None) -> float:
         """Returns the selection score of a stored submission.

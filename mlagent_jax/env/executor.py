@@ -8,7 +8,7 @@ sandbox down while another one works, it is the script's doing.
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Self
@@ -107,7 +107,7 @@ class Executor:
         while len(errors) < _NUM_ATTEMPTS:
             try:
                 report, blobs = self._run_once(task, inputs, script)
-                return _make_execution(report, blobs, inputs)
+                return _make_execution(report, blobs, inputs, self._tasks)
             except SandboxDiedError as e:
                 errors.append(str(e))
                 _log.warning("sandbox failed (attempt %d): %s", len(errors), e)
@@ -276,7 +276,10 @@ _READ_ONLY_DATA = re.compile(r"Read-only file system: '(?:[^']*/)?(data/[^']*)'"
 
 
 def _make_execution(
-    report: protocol.Report, blobs: Mapping[str, bytes], inputs: dict[str, bytes]
+    report: protocol.Report,
+    blobs: Mapping[str, bytes],
+    inputs: dict[str, bytes],
+    tasks: Mapping[str, Task],
 ) -> Execution:
     stdout, stderr = (
         blobs.get(name, b"").decode(errors="replace")
@@ -294,7 +297,9 @@ def _make_execution(
         stderr=stderr,
         stdout_bytes=report.stdout_bytes,
         stderr_bytes=report.stderr_bytes,
-        integrity_events=(*refused, *report.events),
+        integrity_events=tuple(
+            dict.fromkeys(name_events((*refused, *report.events), tasks))
+        ),
         milestones=_milestones(report, blobs),
     )
     if result.outcome in CORNER_CASES:
@@ -318,6 +323,28 @@ def _milestones(report: protocol.Report, blobs: Mapping[str, bytes]) -> tuple[st
         "submission_written": protocol.SUBMISSION in blobs,
     }
     return (*report.milestones, *(name for name, is_seen in seen.items() if is_seen))
+
+
+def name_events(events: Iterable[str], tasks: Mapping[str, Task]) -> Iterator[str]:
+    """Yields the events of a sandbox, as "held_back:..." those about hidden data.
+
+    A file that is merely missing in the script's own folder for temporary files is no
+    event.
+    """
+    for event in events:
+        kind, _, text = event.partition(":")
+        path = PurePosixPath(text)
+        if kind != "outside_path":
+            yield event
+            continue
+        for task in tasks.values():
+            if path.is_relative_to(task.private_dir):
+                inner = path.relative_to(task.private_dir)
+                yield f"held_back:{task.id}/private/{inner}"
+                break
+        else:
+            if not path.is_relative_to("/tmp"):
+                yield event
 
 
 def _check_inside(path: str) -> None:

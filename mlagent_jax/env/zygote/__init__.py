@@ -15,6 +15,7 @@ library only and imports its own modules relatively.
   landlock    for "process": which files may be used, where the kernel can say so
   confine     what both share: resource limits, capabilities, system calls
   syscall_filter  refuses system calls that no script needs
+  tripwire    which files out of its reach a script asked for
   usage       what a group of processes uses right now
   collect     the files a script left behind
   protocol    messages between host and zygote

@@ -30,6 +30,7 @@ class NamespaceConfinement:
 
     Attributes:
       period_s: how often the supervisor looks at the run's usage.
+      readable: what scripts may read and must not change.
     """
 
     period_s = 0.025
@@ -40,6 +41,7 @@ class NamespaceConfinement:
         Raises:
           OSError: the kernel refuses.
         """
+        self.readable = settings.readable
         self._workspace = settings.workspace_root
         self._own_pids: frozenset[int] = frozenset()
         if os.getuid() == 0:

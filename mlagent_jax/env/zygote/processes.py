@@ -42,6 +42,7 @@ class ProcessConfinement:
     Attributes:
       period_s: how often the supervisor looks at the run's usage; the whole
         machine's processes are listed each time.
+      readable: what scripts may read and must not change.
     """
 
     period_s = 0.1
@@ -50,6 +51,7 @@ class ProcessConfinement:
         """Prepares this process, the zygote."""
         confine.set_traceable(False)
         self._root = settings.workspace_root
+        self.readable = settings.readable
         self._readable = (*settings.readable, *_SYSTEM_INFORMATION)
         # If we are root, a script is another user: one whom the kernel counts and who
         # owns nothing. One a zygote, so that they do not count for each other.

@@ -7,6 +7,7 @@ workspace only when nothing of the script is alive any more.
 
 import contextlib
 import dataclasses
+import functools
 import mmap
 import os
 import select
@@ -15,10 +16,10 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
-from . import collect, confine, milestones, protocol, script, usage
+from . import collect, confine, milestones, protocol, script, tripwire, usage
 from .protocol import Job, Report, Stop
 
 NO_MORE_REQUESTS = 3  # exit status of a supervisor
@@ -33,9 +34,11 @@ class Confinement(Protocol):
 
     Attributes:
       period_s: seconds between two looks at the run's usage.
+      readable: what scripts may read and must not change.
     """
 
     period_s: float
+    readable: tuple[str, ...]
 
     def prepare(self, job: Job) -> str:
         """Returns an empty workspace (called by the supervisor)."""
@@ -131,9 +134,11 @@ def _run(
         for name, content in blobs.items():
             _write_file(workspace, name.removeprefix(protocol.FILE_PREFIX), content)
         confinement.hand_over()
-        report, stdout, stderr = _run_script(job, confinement)
+        wire = tripwire.Tripwire()
+        report, stdout, stderr = _run_script(job, confinement, workspace, wire)
         kept = collect.collect(workspace, job)
-        events = (*confinement.events(), *kept.events)
+        noticed = (*confinement.events(), *wire.notes(), *kept.events)
+        events = tuple(dict.fromkeys(noticed))
     finally:
         confinement.clean_up()
     stop: Stop = report.stop or ("workspace" if kept.is_too_large else "")
@@ -154,7 +159,7 @@ def _write_file(workspace: str, path: str, content: bytes) -> None:
 
 
 def _run_script(
-    job: Job, confinement: Confinement
+    job: Job, confinement: Confinement, workspace: str, wire: tripwire.Tripwire
 ) -> tuple[Report, OutputTail, OutputTail]:
     stdout_fd, stdout_end = os.pipe()
     stderr_fd, stderr_end = os.pipe()
@@ -162,7 +167,9 @@ def _run_script(
     marks = milestones.make_marks()
     pid = os.fork()
     if pid == 0:
-        _become_script(job, confinement, marks, stdout_end, stderr_end, status_end)
+        arm = functools.partial(wire.arm, workspace, confinement.readable)
+        pipes = (stdout_end, stderr_end, status_end)
+        _become_script(job, confinement, marks, arm, *pipes)
     for fd in (stdout_end, stderr_end, status_end):
         os.close(fd)
     with os.fdopen(status_fd, "rb") as status:
@@ -201,6 +208,7 @@ def _become_script(
     job: Job,
     confinement: Confinement,
     marks: mmap.mmap,
+    arm: Callable[[Sequence[str]], None],
     stdout: int,
     stderr: int,
     status: int,
@@ -212,6 +220,7 @@ def _become_script(
         confinement.enter(job)
         os.write(status, _READY)
         os.closerange(3, 4096)
+        arm((os.environ["TMPDIR"],))
     except BaseException:  # noqa: BLE001 - the outermost frame of a process
         os.write(status, traceback.format_exc().encode())
         os._exit(1)
