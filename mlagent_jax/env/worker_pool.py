@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 2
 _HANG_GRACE_S = 180.0  # on top of twice the script's limit: retries, a new sandbox
 _CHECK_S = 0.2  # how often deaths are looked for while waiting
+_KILL_S = 10.0
 _CLOSE_S = 5.0  # how long a worker may take to clean up
 
 
@@ -332,8 +333,12 @@ def _command(program: str) -> Sequence[str]:
 
 
 def _kill(worker: _Worker) -> None:
+    """Kills a worker; one that hangs inside the kernel is left to end by itself."""
     worker.process.kill()
-    worker.process.wait()
+    try:
+        worker.process.wait(_KILL_S)
+    except subprocess.TimeoutExpired:  # e.g. a read from a dead network disk
+        _log.warning("environment worker %d cannot be killed now", worker.process.pid)
 
 
 def rebuild_error(name: str, text: str) -> Exception:
