@@ -1,6 +1,5 @@
 """Builds the policy that a name or a PolicyConfig asks for."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from launch import common
 from mlagent_jax.config import PolicyConfig
 from mlagent_jax.data.jsonl import append_line, heal, read_lines
 from mlagent_jax.errors import ConfigError
+from mlagent_jax.evaluation.costs import spending_path
 from mlagent_jax.policy.base import Policy
 from mlagent_jax.policy.spending import Spending
 from mlagent_jax.text.profiles import get_profile
@@ -95,8 +95,7 @@ def open_spending(cfg: PolicyConfig, workdir: Path) -> Spending:
     Raises:
       DataError: the file of the sums is damaged.
     """
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", cfg.model)
-    path = workdir / "spending" / f"{name}.jsonl"
+    path = spending_path(workdir, cfg.model)
     heal(path)
     lines = [line for line, _ in read_lines(path)]
     return Spending(

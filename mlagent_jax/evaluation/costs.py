@@ -7,6 +7,7 @@ dash, never as zero.
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,10 @@ class PhaseCost:
 
     @property
     def usd(self) -> float | None:
-        """Endpoint and machine together, None if the latter is unknown."""
-        return (
-            None if self.machine_usd is None else self.machine_usd + self.endpoint_usd
-        )
+        """What is known of endpoint and machine together, None if nothing is."""
+        if self.machine_usd is None:
+            return self.endpoint_usd or None
+        return self.machine_usd + self.endpoint_usd
 
 
 def make_ledger(
@@ -71,7 +72,8 @@ def make_ledger(
     stages = _read_stages(workdir)
     ledger: list[PhaseCost] = []
     folder = workdir / "trajectories"
-    files = [folder / name for name in ("expert.jsonl", "fresh.jsonl")]
+    names = ("expert.jsonl", "fresh.jsonl", "rejected.jsonl")
+    files = [folder / name for name in names]
     trajectories = (t for f in files if f.exists() for t in TrajectoryFile(f))
     counted = _count(trajectories)
     if counted["num_trajectories"]:
@@ -100,7 +102,13 @@ def make_ledger(
             **_count(r.trajectory for r in records),
         )
         ledger.append(_priced(config, cost, policy_config(config, name)))
-    return ledger
+    return ledger + _unrecorded(config, workdir, ledger)
+
+
+def spending_path(workdir: Path, model: str) -> Path:
+    """Returns where every answer of an endpoint's model is counted."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", model)
+    return workdir / "spending" / f"{name}.jsonl"
 
 
 def policy_config(config: RunConfig, name: str) -> PolicyConfig | None:
@@ -170,6 +178,40 @@ def cost_table(ledger: Sequence[PhaseCost]) -> Table:
         note="A dash: not recorded. Executions answered by the cache are not counted. "
         "Money is seconds and tokens at the prices of the run's configuration.",
     )
+
+
+def _unrecorded(
+    config: RunConfig, workdir: Path, ledger: Sequence[PhaseCost]
+) -> list[PhaseCost]:
+    """Returns what endpoints were paid beyond the records: ideas, lost answers."""
+    models: dict[str, PolicyConfig] = {}
+    recorded: dict[str, list[PhaseCost]] = {}
+    for cost in ledger:
+        policy = policy_config(config, cost.policy)
+        if policy is not None and policy.kind == "api":
+            models[policy.model] = policy
+            recorded.setdefault(policy.model, []).append(cost)
+    if config.collect.ideas.source == "api":
+        endpoint = config.collect.ideas.endpoint
+        models.setdefault(endpoint.model, endpoint)
+    rest: list[PhaseCost] = []
+    for model, policy in models.items():
+        lines = [line for line, _ in read_lines(spending_path(workdir, model))]
+        tokens = {
+            name: sum(line[name] for line in lines)
+            - sum(getattr(cost, name) or 0.0 for cost in recorded.get(model, []))
+            for name in ("prompt_tokens", "reply_tokens")
+        }
+        if max(tokens.values()) > 0:
+            cost = PhaseCost(
+                phase="ideas and lost answers",
+                policy=model,
+                prompt_tokens=tokens["prompt_tokens"],
+                reply_tokens=tokens["reply_tokens"],
+                endpoint_usd=policy.usd(**tokens),
+            )
+            rest.append(cost)
+    return rest
 
 
 def _priced(

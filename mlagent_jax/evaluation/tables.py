@@ -176,7 +176,9 @@ def to_markdown(table: Table) -> str:
         "|" + "---|" * len(table.columns),
     ]
     for i, row in enumerate(table.rows):
-        cells = [f"**{c}**" if (i, j) in table.best else c for j, c in enumerate(row)]
+        cells = [
+            f"**{c}**" if c and (i, j) in table.best else c for j, c in enumerate(row)
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     if table.note:
         lines += ["", table.note]

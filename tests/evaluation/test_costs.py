@@ -7,6 +7,7 @@ import pytest
 
 from mlagent_jax.config import CollectConfig, CostConfig, PolicyConfig, RunConfig
 from mlagent_jax.config.evaluation import EvalConfig
+from mlagent_jax.data.jsonl import append_line
 from mlagent_jax.data.trajectories import TrajectoryWriter
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.evaluation.costs import (
@@ -15,6 +16,7 @@ from mlagent_jax.evaluation.costs import (
     make_ledger,
     policy_config,
     read_times,
+    spending_path,
 )
 from mlagent_jax.types import ExecResult, Outcome
 from tests.evaluation.test_comparison import make_records
@@ -94,6 +96,16 @@ def test_phases_are_counted_and_priced(tmp_path):
     total = cost_table(ledger).rows[-1]
     assert total[0] == "total"
     assert total[-1] == f"{collect.usd + ppo.usd + evaluate.usd:.4f}"
+
+
+def test_answers_that_are_in_no_record_are_a_row_of_their_own(tmp_path):
+    make_run(tmp_path)
+    path = spending_path(tmp_path, "big")
+    append_line(path, {"prompt_tokens": 2500.0, "reply_tokens": 200.0})
+    rest = make_ledger(make_config(), tmp_path, {})[-1]
+    assert (rest.policy, rest.prompt_tokens, rest.reply_tokens) == ("big", 500.0, 0.0)
+    assert rest.usd == pytest.approx(500 * 10e-6)
+    assert "ideas" in rest.phase
 
 
 def test_what_was_not_recorded_is_a_dash_and_no_zero(tmp_path):
