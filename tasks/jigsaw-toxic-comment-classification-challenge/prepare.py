@@ -77,8 +77,9 @@ def write_archive(raw: Path, rng: np.random.Generator) -> None:
 def from_archive(raw: Path, source: Source, rng: np.random.Generator) -> PreparedFiles:
     """Returns Kaggle's own split under new ids; rows without labels are not scored."""
     del source  # Both have a test file of their own.
-    train = pd.read_csv(find_file(raw, "train.csv"))
-    test = pd.read_csv(find_file(raw, "test.csv"))
+    # A comment may be the word "null", which pandas would take for a gap.
+    train = pd.read_csv(find_file(raw, "train.csv"), keep_default_na=False)
+    test = pd.read_csv(find_file(raw, "test.csv"), keep_default_na=False)
     solution = pd.read_csv(find_file(raw, "test_labels.csv"))
     hidden = test.merge(solution, on="id", validate="one_to_one")
     ids = hex_ids(len(train) + len(hidden), 16, rng)

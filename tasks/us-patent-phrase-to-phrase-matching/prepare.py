@@ -56,7 +56,8 @@ def write_archive(raw: Path, rng: np.random.Generator) -> None:
 
 def from_archive(raw: Path, source: Source, rng: np.random.Generator) -> PreparedFiles:
     """Returns the pairs, split by row as MLE-bench splits them, under new ids."""
-    table = pd.read_csv(find_file(raw, "train.csv"))
+    # A text may be the word "null", which pandas would take for a gap.
+    table = pd.read_csv(find_file(raw, "train.csv"), keep_default_na=False)
     table["id"] = hex_ids(len(table), 16, rng)
     train, hidden = hold_out(table, TEST_FRAC[source])
     return PreparedFiles(
