@@ -296,7 +296,9 @@ def _open(
 def _save_args(leaf: jax.Array) -> ocp.SaveArgs:
     if leaf.ndim < 2 or leaf.nbytes <= _CHUNK_BYTES:
         return ocp.SaveArgs()
-    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
+    # Layers are the first axis of three or more; each becomes chunks of its own.
+    axes = (0,) if leaf.ndim > 2 else ()
+    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=axes)
 
 
 def _negative(name: str, metrics: Mapping[str, float]) -> float:

@@ -252,12 +252,13 @@ def test_what_fails_in_the_background_is_raised_by_wait(tmp_path, monkeypatch):
                 checkpoints.wait()
 
 
-def test_large_leaves_are_stored_in_pieces_along_the_first_axis(tmp_path):
-    tree = {"x": jnp.ones((8, 1024, 2048)), "y": jnp.ones(8)}
+def test_large_leaves_are_stored_in_pieces_and_layers_apart(tmp_path):
+    tree = {"x": jnp.ones((8, 1024, 2048)), "y": jnp.ones((8192, 2048))}
     with Checkpoints(tmp_path / "c", 2) as checkpoints:
         checkpoints.save(1, tree, {})
     array = tmp_path / "c" / "1" / "state" / "array_metadatas" / "process_0"
-    assert '"chunk_shape": [4, 1024, 2048]' in array.read_text()
+    assert '"chunk_shape": [1, 1024, 2048]' in array.read_text()
+    assert '"chunk_shape": [4096, 2048]' in array.read_text()
     assert_equal(restore(tmp_path / "c", tree).tree, tree)
 
 
