@@ -78,7 +78,8 @@ def dispatch(words: Sequence[str], options: Options) -> bool:
 
 def _list(words: Sequence[str], options: Options) -> bool:
     _expect(words, 0, "list takes no further words")
-    header = ("task", "split", "data", "metric", "baseline", "best", "human median")
+    median = "median of people on real data"
+    header = ("task", "split", "data", "metric", "baseline", "best", median)
     rows: list[tuple[str, ...]] = [header]
     for folder in _known_folders(options):
         spec = read_spec(folder)
