@@ -40,7 +40,7 @@ def write_archive(raw: Path, rng: np.random.Generator) -> None:
     table["species"] = np.array(names)[species]
     features = {
         "margin": _histograms(rng, species),
-        # Distances from the centre, scaled to sum 1 over a hundred or so points.
+        # Distances from the centre, as small numbers.
         "shape": outlines / outlines.sum(axis=1, keepdims=True) / 20,
         "texture": _histograms(rng, species),
     }
