@@ -19,6 +19,8 @@ _ID_NAME = re.compile(
     r"(.*[\W_])?(id|index|uuid|guid)|.*[a-z]Id|.*ID|unnamed: \d+", re.I
 )
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
+_FIRST_NUMBER = re.compile(r"^\s*(\d{1,2})[-/.]\d{1,2}[-/.]\d{2,4}")
+_MONTHS = 12
 _DATE_FRAC = 0.95
 _MAX_GROUPS = 100
 _MAX_GROUP_FRAC = 0.2
@@ -93,6 +95,12 @@ def require_column(cells: pd.DataFrame, name: str | None, flag: str) -> None:
     if name is not None and name not in cells.columns:
         near = nearest_name(name, map(str, cells.columns))
         raise TaskError(f"--{flag}={name}: no such column{near}")
+
+
+def is_day_first(values: pd.Series) -> bool:
+    """Returns whether dates such as 31/12/2020 put the day before the month."""
+    first = values.dropna().str.extract(_FIRST_NUMBER)[0].dropna()
+    return bool((first.astype(int) > _MONTHS).any())
 
 
 def parse_numbers(values: pd.Series) -> pd.Series | None:

@@ -11,7 +11,12 @@ import numpy as np
 import pandas as pd
 
 from launch.tasks import scaffold_texts as texts
-from launch.tasks.csv_table import parse_numbers, read_table, require_column
+from launch.tasks.csv_table import (
+    is_day_first,
+    parse_numbers,
+    read_table,
+    require_column,
+)
 from mlagent_jax.env.metrics import METRICS, Metric
 from mlagent_jax.env.task_data import PART_COLUMN, csv_bytes
 from mlagent_jax.env.task_rules import nearest_name
@@ -185,6 +190,11 @@ def _write_folder(
         metric=found.metric,
         classes=found.classes,
         kinds=kinds,
+        day_first=[
+            name
+            for name, kind in kinds.items()
+            if kind == "date" and is_day_first(cast(pd.Series, data[name]))
+        ],
         gaps={str(c): float(f) for c, f in data.isna().mean().items()},
         num_train=len(data) - num_hidden,
         num_hidden=num_hidden,

@@ -43,11 +43,13 @@ test = pd.read_csv("data/test.csv", index_col={id_column!r})
 y = train.pop({target!r})
 numbers = {numbers!r}
 dates = {dates!r}
+day_first = {day_first!r}
 groups = {groups!r}
 texts = {texts!r}
 for table in (train, test):
     for name in dates:
-        days = pd.to_datetime(table[name], errors="coerce", format="mixed", utc=True)
+        order = dict(format="mixed", dayfirst=name in day_first)
+        days = pd.to_datetime(table[name], errors="coerce", utc=True, **order)
         table[name] = (days - pd.Timestamp("2000-01-01", tz="UTC")).dt.days
     for name in groups + texts:
         table[name] = table[name].fillna("").astype(str)
@@ -128,6 +130,7 @@ class Context:
       metric: what scores the target.
       classes: labels of the target, empty for numbers.
       kinds: feature column -> what it holds.
+      day_first: date columns that put the day before the month.
       gaps: column -> share of its cells that are empty.
       num_train: number of visible rows.
       num_hidden: number of hidden rows.
@@ -140,6 +143,7 @@ class Context:
     metric: Metric
     classes: tuple[str, ...]
     kinds: dict[str, str]
+    day_first: list[str]
     gaps: dict[str, float]
     num_train: int
     num_hidden: int
@@ -254,6 +258,7 @@ def _starter(context: Context) -> str:
         target=context.target,
         numbers=context.of_kind("number"),
         dates=context.of_kind("date"),
+        day_first=context.day_first,
         groups=context.of_kind("group"),
         texts=context.of_kind("text"),
         model=model,

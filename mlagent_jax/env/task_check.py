@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mlagent_jax.env import grading
+from mlagent_jax.env.archive import hash_file
 from mlagent_jax.env.executor import Execution
 from mlagent_jax.env.task import rebuild_hashes
 from mlagent_jax.env.task_folder import read_spec
@@ -45,6 +46,8 @@ def check_task(folder: Path, task: Task, executor: ScriptRunner) -> list[str]:
     problems: list[str] = []
     if task.source != "real" and rebuild_hashes(folder) != task.file_hashes:
         problems.append("prepare.py gives other files when it runs again")
+    if task.source == "real":
+        problems += _check_hashes(task)
     problems += check_grading(task)
     submission = run_script(task, task.starter[task.entry_script], executor)
     if submission is None:
@@ -128,6 +131,16 @@ def broken_submissions(task: Task) -> dict[str, bytes]:
     }
 
 
+def _check_hashes(task: Task) -> list[str]:
+    """Returns which files of real data changed; a run compares large ones by size."""
+    root = task.public_dir.parent
+    return [
+        f"{root / name} changed since it was imported"
+        for name, expected in task.file_hashes.items()
+        if hash_file(root / name) != expected
+    ]
+
+
 def _gold(task: Task) -> pd.DataFrame:
     labels = grading.read_labels(task)
     # A copy is one block, whatever the number of target columns.
@@ -178,9 +191,11 @@ def _check_order(task: Task, submission: bytes) -> list[str]:
 
 
 def _check_baseline(folder: Path, task: Task, submission: bytes) -> list[str]:
-    spec = read_spec(folder)
+    is_real = task.source == "real"
+    stderr = standard_error(task, submission) if is_real else read_spec(folder).stderr
     score = float(np.mean(list(part_scores(task, submission).values())))
-    allowed = MAX_BASELINE_DEVIATIONS * max(spec.seed_std, spec.stderr)
-    if abs(score - spec.baseline) > allowed:
-        return [f"the starter scores {score:.4g}, task.toml says {spec.baseline:.4g}"]
+    allowed = MAX_BASELINE_DEVIATIONS * max(task.baseline_std, stderr)
+    if abs(score - task.baseline) > allowed:
+        where = "its measurement" if is_real else "task.toml"
+        return [f"the starter scores {score:.4g}, {where} says {task.baseline:.4g}"]
     return []

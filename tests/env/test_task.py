@@ -527,3 +527,18 @@ def test_declarations_of_real_data_are_checked(archived, prepared, old, new, mat
 def test_an_archive_for_a_task_without_one_is_refused(folder, prepared, archive):
     with pytest.raises(TaskError, match="no table .real., so no archive fits it"):
         prepare_task(folder, prepared, archive)
+
+
+def test_the_self_test_finds_changes_of_real_data(archived, archive, tmp_path):
+    task = prepare_task(archived, tmp_path / "real", archive)
+    runner = FixedRunner(submission_with_score(task, 2.0))
+    task = dataclasses.replace(task, baseline=2.0, baseline_std=0.1)
+    assert check_task(archived, task, runner) == []
+    other = dataclasses.replace(task, baseline=9.0)
+    assert check_task(archived, other, runner) == [
+        "the starter scores 2, its measurement says 9"
+    ]
+    with (task.public_dir / "notes.txt").open("a") as file:
+        file.write("changed")
+    problems = check_task(archived, task, runner)
+    assert [p for p in problems if "notes.txt changed since it was imported" in p]

@@ -92,6 +92,7 @@ def test_what_tells_nothing_is_left_out_and_the_rest_is_described(
     ]
     for text in ("`since`: date", "`note`: text", "`city`: group", "Jahren`: number"):
         assert text in task.description
+    assert "day_first = ['since']" in task.starter["train.py"]
     assert "['Customer ID', 'constant', 'empty']" in capsys.readouterr().out
     assert check_grading(task) == []
 
