@@ -188,7 +188,7 @@ class TokenPasses:
         self._count = jax.jit(lambda mask_BT, rows_B: mask_BT[rows_B].sum())
         self._apply = jax.jit(
             lambda state, grads: apply_named(state, grads, optimizers),
-            donate_argnums=(0, 1),
+            donate_argnums=0,
             out_shardings=(state_shardings, None),
         )
 
