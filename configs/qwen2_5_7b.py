@@ -15,7 +15,7 @@ paper is silent (A.11) the values are ours:
   epoch, one sample a state at temperature 1; 64 states an update, since the paper's
   fine-tuning has batches of 64; 40 updates, as many as its Figure 4 shows.
 - The prompt is the whole conversation, up to 12,000 tokens; with a reply of up to
-  3,000 that fills the 15,000 tokens of fine-tuning.
+  3,072 that fills the length of fine-tuning.
 - Start: the instruct model, whose chat format the paper's template names.
 """
 
@@ -36,7 +36,7 @@ from mlagent_jax.config import (
 )
 
 WEIGHTS = "models/Qwen2.5-7B-Instruct"
-SEQ_LENS = (4_096, 8_192, 15_000)
+SEQ_LENS = (4_096, 8_192, 15_360)  # 15,000 in whole blocks of the kernel
 HELD_IN = (
     "cifar-10",
     "aerial-cactus-identification",
@@ -74,9 +74,10 @@ def get_config() -> RunConfig:
         prompt=PromptConfig(style="full", max_prompt_tokens=12_000),
         env=EnvConfig(num_workers=32),
         sample=SampleConfig(
-            max_reply_tokens=3_000,
+            max_reply_tokens=3_072,
             num_slots=64,
-            prompt_buckets=(4_096, 8_192, 12_032),
+            # With a reply of full length whole pages of the cache.
+            prompt_buckets=(5_120, 8_192, 12_288),
         ),
         collect=CollectConfig(
             # 10,000 trajectories over 9 tasks (paper A.3); any OpenAI-compatible

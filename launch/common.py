@@ -283,6 +283,18 @@ def open_run(config_of_run: bool = False) -> Run:
     return Run(config=config, workdir=workdir.resolve())
 
 
+def flagged_config() -> RunConfig:
+    """Returns the config that the flags name, with overrides.
+
+    Raises:
+      ConfigError: --config is missing or wrong.
+    """
+    if _CONFIG.value is None:
+        found = sorted(str(p) for p in Path("configs").glob("*.py"))
+        raise ConfigError(f"--config is required; found {found}")
+    return config_lib.load_config(_CONFIG.value, _SET.value)
+
+
 def recorded_run(workdir: Path, overrides: Sequence[str] = ()) -> Run:
     """Returns the run of a directory with the configuration that it was made with.
 
@@ -303,10 +315,7 @@ def recorded_run(workdir: Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def _load() -> tuple[RunConfig, Path]:
-    if _CONFIG.value is None:
-        found = sorted(str(p) for p in Path("configs").glob("*.py"))
-        raise ConfigError(f"--config is required; found {found}")
-    config = config_lib.load_config(_CONFIG.value, _SET.value)
+    config = flagged_config()
     return config, Path(_WORKDIR.value or f"runs/{config.name}")
 
 

@@ -18,6 +18,7 @@ from flax import nnx
 
 from mlagent_jax.config import ModelConfig
 from mlagent_jax.model import attention
+from mlagent_jax.parallel.sharding import constrain_batch, constrain_tokens
 
 _LOOK_BACK_LOGIT = 16.0  # score of the token that a looking-back head favours
 
@@ -139,9 +140,13 @@ class DecoderLayer(nnx.Module):
         segment_ids_BT: jax.Array,
     ) -> jax.Array:
         """Returns the residual stream after this layer."""
-        normed_BTD = self.input_layernorm(x_BTD)
-        x_BTD = x_BTD + self.self_attn(normed_BTD, rope_BTH, segment_ids_BT)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        # On a mesh a tensor-parallel block takes whole rows, whose partial results
+        # are summed and split over tokens at once.
+        in_BTD = constrain_batch(self.input_layernorm(x_BTD))
+        out_BTD = self.self_attn(in_BTD, rope_BTH, segment_ids_BT)
+        x_BTD = x_BTD + constrain_tokens(out_BTD)
+        in_BTD = constrain_batch(self.post_attention_layernorm(x_BTD))
+        return x_BTD + constrain_tokens(self.mlp(in_BTD))
 
 
 def look_back_biases(

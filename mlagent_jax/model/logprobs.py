@@ -3,8 +3,7 @@
 This is the scoring function of SFT, of PPO's policy and of its frozen reference;
 the sampler's own log-probabilities must equal it.
 
-Axes: B rows, T tokens, D model width, V vocabulary, C chunks of tokens, U tokens a
-chunk.
+Axes: B rows, T tokens, D model width.
 """
 
 import dataclasses
@@ -15,6 +14,7 @@ from flax import nnx
 
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import qwen2
+from mlagent_jax.model.scores import score_hidden
 
 
 @jax.tree_util.register_dataclass
@@ -85,56 +85,18 @@ def hidden_logprobs(
     chunk_size: int = 128,
 ) -> TokenLogprobs:
     """Returns `token_logprobs` from hidden states that `qwen2.forward` gave."""
-
-    @jax.checkpoint
-    def score_chunk(
-        hidden_BUD: jax.Array, next_BU: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        logits_BUV = qwen2.unembed(graphdef, params, hidden_BUD) / temperature
-        return score_logits(logits_BUV, next_BU)
-
     # The last position predicts nothing; its result is rolled into column 0.
-    chunks = (
-        _split_chunks(hidden_BTD, chunk_size),
-        _split_chunks(jnp.roll(tokens_BT, -1, axis=1), chunk_size),
+    scores = score_hidden(
+        hidden_BTD,
+        qwen2.head_table(graphdef, params),
+        jnp.roll(tokens_BT, -1, axis=1),
+        temperature=temperature,
+        chunk_size=chunk_size,
     )
-    scores = jax.lax.map(lambda chunk: score_chunk(*chunk), chunks)
-    T = tokens_BT.shape[1]
-    logprobs_BT, entropy_BT = (
-        jnp.roll(_join_chunks(score_CBU, T), 1, axis=1) for score_CBU in scores
-    )
+    logprobs_BT, entropy_BT = (jnp.roll(score_BT, 1, axis=1) for score_BT in scores)
     previous_BT = jnp.roll(segment_ids_BT, 1, axis=1).at[:, 0].set(0)
     is_scored_BT = (segment_ids_BT != 0) & (segment_ids_BT == previous_BT)
     return TokenLogprobs(
         logprobs_BT=jnp.where(is_scored_BT, logprobs_BT, 0.0),
         entropy_BT=jnp.where(is_scored_BT, entropy_BT, 0.0),
     )
-
-
-def score_logits(
-    logits_BTV: jax.Array, tokens_BT: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns (logprobs_BT, entropy_BT) of tokens under float32 logits."""
-    log_sum_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    # A masked sum instead of a gather: its gradient is no scatter, and a
-    # vocabulary that is split over devices stays split.
-    is_token_BTV = jnp.arange(logits_BTV.shape[-1]) == tokens_BT[..., None]
-    chosen_BT = jnp.sum(jnp.where(is_token_BTV, logits_BTV, 0.0), axis=-1)
-    probs_BTV = jnp.exp(logits_BTV - log_sum_BT[..., None])
-    entropy_BT = log_sum_BT - jnp.sum(probs_BTV * logits_BTV, axis=-1)
-    return chosen_BT - log_sum_BT, entropy_BT
-
-
-def _split_chunks(x_BT: jax.Array, chunk_size: int) -> jax.Array:
-    """Returns x[C, B, U, ...]: the token axis cut in chunks, the last one padded."""
-    B, T = x_BT.shape[:2]
-    num_chunks = -(-T // chunk_size)
-    U = -(-T // num_chunks)
-    pad = [(0, 0), (0, num_chunks * U - T)] + [(0, 0)] * (x_BT.ndim - 2)
-    chunked = jnp.pad(x_BT, pad).reshape(B, num_chunks, U, *x_BT.shape[2:])
-    return jnp.moveaxis(chunked, 1, 0)
-
-
-def _join_chunks(x_CBU: jax.Array, num_tokens: int) -> jax.Array:
-    B = x_CBU.shape[1]
-    return jnp.moveaxis(x_CBU, 0, 1).reshape(B, -1)[:, :num_tokens]

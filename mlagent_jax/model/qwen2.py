@@ -13,7 +13,7 @@ Axes: B rows, T tokens, L layers, D model width, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,12 @@ from jax.ad_checkpoint import checkpoint_name
 from mlagent_jax.config import ModelConfig
 from mlagent_jax.model.layers import DecoderLayer, RMSNorm, rope_tables
 from mlagent_jax.model.splash import SAVED_NAME
-from mlagent_jax.parallel.sharding import constrain_tokens
+from mlagent_jax.parallel.sharding import constrain_tokens, gather_params
 
 Params = dict[str, Any]  # nested: name -> Params or array
 
 _LAYER_INPUT = "layer_input"
+_Module = TypeVar("_Module", bound=nnx.Module)
 
 
 class Embedding(nnx.Module):
@@ -65,6 +66,7 @@ class Qwen2(nnx.Module):
 
         def run_layer(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
+            layer = _ready_to_use(layer, cfg.compute_dtype)
             return constrain_tokens(layer(x_BTD, rope_BTH, segment_ids_BT))
 
         if cfg.remat != "none":
@@ -72,9 +74,10 @@ class Qwen2(nnx.Module):
             policy = _remat_policy(cfg.remat)
             run_layer = nnx.remat(run_layer, prevent_cse=False, policy=policy)
         scan = nnx.scan(run_layer, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
-        x_BTD = jnp.take(self.embed_tokens.embedding[...], tokens_BT, axis=0)
+        embed_tokens = _ready_to_use(self.embed_tokens, cfg.compute_dtype)
+        x_BTD = jnp.take(embed_tokens.embedding[...], tokens_BT, axis=0)
         x_BTD = constrain_tokens(x_BTD)
-        return self.norm(scan(self.layers, x_BTD))
+        return _ready_to_use(self.norm, cfg.compute_dtype)(scan(self.layers, x_BTD))
 
 
 def make_graphdef(cfg: ModelConfig) -> nnx.GraphDef[Qwen2]:
@@ -128,26 +131,40 @@ def forward(
     """
     if segment_ids_BT is None:
         segment_ids_BT = jnp.ones_like(tokens_BT)
-    # Cast before the layer scan: a sharded stack is then gathered in the compute
-    # dtype, at half the traffic of float32.
-    dtype = config_of(graphdef, params).compute_dtype
-    model = _merge(graphdef, jax.tree.map(lambda p: p.astype(dtype), params))
+    model = _merge(graphdef, params)
     return model(tokens_BT, positions_BT, segment_ids_BT)
+
+
+def head_table(graphdef: nnx.GraphDef[Qwen2], params: Params) -> jax.Array:
+    """Returns the output layer's table_DV, in the dtype of `params`."""
+    if config_of(graphdef, params).tie_word_embeddings:
+        return params["embed_tokens"]["embedding"].T
+    return params["lm_head"]["kernel"]
 
 
 def unembed(
     graphdef: nnx.GraphDef[Qwen2], params: Params, hidden: jax.Array
 ) -> jax.Array:
     """Returns float32 logits[..., V] of final-norm hidden states[..., D]."""
-    if config_of(graphdef, params).tie_word_embeddings:
-        table_DV = params["embed_tokens"]["embedding"].T
-    else:
-        table_DV = params["lm_head"]["kernel"]
+    table_DV = head_table(graphdef, params)
     rows = hidden.reshape(-1, hidden.shape[-1])
     logits = jnp.dot(
         rows, table_DV.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
     return logits.reshape(*hidden.shape[:-1], -1)
+
+
+def _ready_to_use(module: _Module, dtype: str) -> _Module:
+    """Returns a layer, table or norm in the compute dtype, whole along `fsdp`.
+
+    Cast first: it travels at half the size of float32. Done layer by layer, so that
+    neither copy exists for all layers at once.
+    """
+    names = {Embedding: "embed_tokens", RMSNorm: "norm"}
+    name = names.get(type(module), "layers")
+    graphdef, state = nnx.split(module)
+    params = jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(state))
+    return nnx.merge(graphdef, gather_params({name: params})[name])
 
 
 def _remat_policy(name: str) -> Callable[..., Any]:

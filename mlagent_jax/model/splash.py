@@ -21,6 +21,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec
 
+from mlagent_jax.parallel.hlo import ArrayShape
+from mlagent_jax.parallel.hlo_counts import KernelCost
 from mlagent_jax.parallel.mesh import DATA, FSDP, TENSOR
 
 SAVED_NAME = "attention_out"  # what remat = "attention" keeps
@@ -123,3 +125,26 @@ def _attend_shard(
 
 def _block_size(num_tokens: int) -> int:
     return min(_BLOCK, -(-num_tokens // LANES) * LANES)
+
+
+def kernel_cost(name: str, operands: list[ArrayShape]) -> KernelCost | None:
+    """Returns the cost of a call of one of the kernels; None for other kernels.
+
+    Blocks above the diagonal are skipped, those on it are computed whole. Memory
+    traffic is left to the arguments: each read once, a lower bound.
+
+    Args:
+      name: of the kernel, such as "splash_mha_fwd_segmented".
+      operands: its arguments.
+    """
+    products = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+    found = [num for prefix, num in products.items() if prefix in name]
+    if not found:
+        return None
+    # Queries are the largest argument with heads; the residuals of the forward pass
+    # come with one number a row.
+    query = max((o for o in operands if len(o.dims) >= 3), key=lambda o: o.num_elements)
+    T = query.dims[-2]
+    num_blocks = T // _block_size(T)
+    frac = (num_blocks + 1) / (2 * num_blocks)
+    return KernelCost(flops=found[0] * 2.0 * query.num_elements * T * frac)

@@ -32,6 +32,15 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     ("lm_head/kernel", P(FSDP, TENSOR)),
     ("value_head/kernel", P(FSDP, None)),
     ("value_head/bias", P(None)),
+    # The sampler's fused copy (model/decoder.py), on the chips of one host.
+    ("embedding_VD", P(TENSOR, None)),
+    ("(attention_|mlp_)?norm_D", P(None)),
+    ("qkv_DKEH", P(None, TENSOR, None, None)),
+    ("qkv_bias_KEH", P(TENSOR, None, None)),
+    ("out_KGHD", P(TENSOR, None, None, None)),
+    ("gate_up_D2F", P(None, None, TENSOR)),
+    ("down_FD", P(TENSOR, None)),
+    ("head_DV", P(None, TENSOR)),
 )
 
 
@@ -107,13 +116,39 @@ def constrain_batch(x: jax.Array) -> jax.Array:
 def constrain_tokens(x_BTD: jax.Array) -> jax.Array:
     """Returns activations split over the mesh in use: rows, and tokens over `tensor`.
 
-    What a tensor-parallel layer hands on would otherwise be whole on each of its
-    devices. Tokens that `tensor` does not divide stay whole.
+    What lies between tensor-parallel products would otherwise be whole on each of
+    their devices. Tokens that `tensor` does not divide stay whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if TENSOR not in mesh.axis_names or x_BTD.shape[1] % mesh.shape[TENSOR] != 0:
         return constrain_batch(x_BTD)
     return jax.lax.with_sharding_constraint(x_BTD, P((DATA, FSDP), TENSOR))
+
+
+def gather_params(params: Any) -> Any:
+    """Returns parameters whole along `fsdp`, ready to be used, still split by `tensor`.
+
+    To be called where they are used, on what is used at once (one layer): the
+    transpose of this gathering is a reduce-scatter of the gradients. Left to itself
+    the compiler may gather activations instead, which are larger. The leading axis
+    of stacked layers may be gone. Without a mesh in use nothing happens.
+
+    Args:
+      params: parameters, in the dtype in which they shall travel.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if FSDP not in mesh.axis_names:
+        return params
+
+    def gather(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        (spec,) = _specs(path)
+        spec = P(*spec[len(spec) - leaf.ndim :])
+        spec = _share_kv_heads(path, spec, leaf.shape, mesh.shape[TENSOR])
+        whole = P(*(None if axis == FSDP else axis for axis in spec))
+        return jax.lax.with_sharding_constraint(leaf, whole)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
 
 
 def _place(
@@ -122,14 +157,30 @@ def _place(
     """Returns the spec of a leaf and what is wrong with it, if anything."""
     if not shape:
         return P(), None
-    matches = [rule for rule in RULES if re.search(f"(^|/){rule[0]}$", path)]
-    if len(matches) != 1:
-        patterns = [pattern for pattern, _ in matches]
-        return P(), f"matches {len(matches)} rules {patterns}, expected one"
-    spec = matches[0][1]
-    if len(spec) != len(shape):
-        return P(), f"its rule {spec} is for {len(spec)} dimensions"
+    specs = _specs(path)
+    if len(specs) != 1:
+        patterns = [pattern for pattern, spec in RULES if spec in specs]
+        return P(), f"matches {len(specs)} rules {patterns}, expected one"
+    if len(specs[0]) != len(shape):
+        return P(), f"its rule {specs[0]} is for {len(specs[0])} dimensions"
+    spec = _share_kv_heads(path, specs[0], shape, mesh.shape[TENSOR])
     for dim, axis in zip(shape, spec, strict=True):
         if axis is not None and dim % mesh.shape[axis] != 0:
             return P(), f"{dim} is not divisible by {axis} = {mesh.shape[axis]}"
     return spec, None
+
+
+def _specs(path: str) -> list[PartitionSpec]:
+    return [spec for rule, spec in RULES if re.search(f"(^|/){rule}$", path)]
+
+
+def _share_kv_heads(
+    path: str, spec: PartitionSpec, shape: tuple[int, ...], tensor: int
+) -> PartitionSpec:
+    """Returns `spec` with key/value heads whole if several devices share each one."""
+    if not re.search("[kv]_proj/(kernel|bias)$", path) or TENSOR not in spec:
+        return spec
+    num_heads = shape[spec.index(TENSOR)]
+    if tensor <= num_heads or tensor % num_heads != 0:
+        return spec
+    return P(*(None if axis == TENSOR else axis for axis in spec))

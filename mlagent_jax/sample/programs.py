@@ -13,6 +13,7 @@ from mlagent_jax.model import qwen2
 from mlagent_jax.model.cache import KVCache
 from mlagent_jax.model.decoder import DecoderWeights, fuse_weights
 from mlagent_jax.parallel.mesh import TENSOR
+from mlagent_jax.parallel.sharding import tree_shardings
 from mlagent_jax.sample import decode
 from mlagent_jax.sample.methods import SamplingMethod
 
@@ -52,7 +53,7 @@ def make_programs(
       end_ids: tokens that end a reply.
       mesh: devices of the replica, None for the default device.
     """
-    shardings = None if mesh is None else _state_sharding(mesh, model_cfg)
+    shardings = None if mesh is None else state_sharding(mesh, model_cfg)
     prompts = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
     def init(capacity: int) -> decode.DecodeState:
@@ -92,12 +93,28 @@ def make_programs(
         grow=jax.jit(grow, static_argnums=1, out_shardings=shardings),
         prefill=jax.jit(prefill, donate_argnums=1, out_shardings=shardings),
         decode=jax.jit(run, donate_argnums=1, out_shardings=shardings),
-        fuse=jax.jit(functools.partial(fuse_weights, model_cfg)),
+        fuse=jax.jit(
+            functools.partial(fuse_weights, model_cfg),
+            out_shardings=None if mesh is None else weights_sharding(mesh, model_cfg),
+        ),
         put=lambda tree: jax.device_put(tree, prompts),
     )
 
 
-def _state_sharding(mesh: Mesh, model_cfg: ModelConfig) -> decode.DecodeState:
+def weights_sharding(mesh: Mesh, model_cfg: ModelConfig) -> Any:
+    """Returns where the sampler's copy of the weights lives: split over `tensor`.
+
+    Where that cuts a key/value head, every device has a full copy.
+    """
+    if model_cfg.num_kv_heads % mesh.shape[TENSOR] != 0:
+        return NamedSharding(mesh, PartitionSpec())
+    abstract = jax.eval_shape(
+        functools.partial(fuse_weights, model_cfg), qwen2.abstract_params(model_cfg)
+    )
+    return tree_shardings(mesh, abstract)
+
+
+def state_sharding(mesh: Mesh, model_cfg: ModelConfig) -> decode.DecodeState:
     """Returns a sharding for every part of the state: heads over `tensor`."""
     # Shardings in the place of arrays: a prefix of the state, as `jax.jit` takes it.
     whole: Any = NamedSharding(mesh, PartitionSpec())

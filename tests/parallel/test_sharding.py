@@ -11,7 +11,7 @@ from mlagent_jax.config import MeshConfig
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import critic, qwen2
 from mlagent_jax.model.logprobs import token_logprobs
-from mlagent_jax.parallel.mesh import make_mesh
+from mlagent_jax.parallel.mesh import FSDP, TENSOR, make_mesh
 from mlagent_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
 
 
@@ -70,17 +70,27 @@ def test_leaves_without_exactly_one_rule_are_all_listed(mesh, monkeypatch):
 
 
 def test_all_dimensions_that_the_mesh_does_not_divide_are_listed(tiny_config):
-    cfg = dataclasses.replace(tiny_config, vocab_size=66)
+    cfg = dataclasses.replace(tiny_config, vocab_size=66, num_heads=6, num_kv_heads=3)
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
-    with pytest.raises(ConfigError, match="6 leaves") as error:
+    with pytest.raises(ConfigError, match="9 leaves") as error:
         tree_shardings(mesh, qwen2.abstract_params(cfg))
     for line in [
         "embed_tokens/embedding (66, 32): 66 is not divisible by tensor = 4",
-        "layers/self_attn/k_proj/kernel (2, 32, 2, 8): 2 is not divisible by tensor",
-        "layers/self_attn/v_proj/bias (2, 2, 8): 2 is not divisible by tensor = 4",
+        "layers/self_attn/q_proj/bias (2, 6, 8): 6 is not divisible by tensor = 4",
+        "layers/self_attn/k_proj/kernel (2, 32, 3, 8): 3 is not divisible by tensor",
+        "layers/self_attn/v_proj/bias (2, 3, 8): 3 is not divisible by tensor = 4",
         "lm_head/kernel (32, 66): 66 is not divisible by tensor = 4",
     ]:
         assert line in str(error.value)
+
+
+def test_devices_that_share_a_key_value_head_each_hold_it(tiny_config):
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
+    shardings = tree_shardings(mesh, qwen2.abstract_params(tiny_config))
+    attention = shardings["layers"]["self_attn"]
+    assert attention["k_proj"]["kernel"].spec == P(None, FSDP, None, None)
+    assert attention["v_proj"]["bias"].spec == P(None, None, None)
+    assert attention["q_proj"]["kernel"].spec == P(None, FSDP, TENSOR, None)
 
 
 def test_eight_devices_give_the_loss_and_gradients_of_one(

@@ -1,0 +1,233 @@
+"""Compiles a run's programs for a TPU slice, without a TPU: does it fit, how fast?
+
+    python -m launch.aot --config=configs/qwen2_5_7b_sft.py --topology=v5p:2x2x2 \
+        --program=sft --json=sft.json
+
+Needs the TPU compiler (`pip install "mlagent_jax[tpu]"`). Prints a table and writes
+the same numbers as JSON. Exit status 0 if everything fits, 1 if something does not.
+
+Where the numbers come from: memory from the compiler's own placement; FLOPs, memory
+traffic and collectives from the text of the compiled module, loops multiplied out
+(`mlagent_jax/parallel/hlo_counts.py`); times from them and the chip's published peaks
+(`topology.py`, `roofline.py`). XLA's own estimates of time are not used: they visit
+a loop's body once.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from launch import common
+from mlagent_jax.config import ModelConfig, RunConfig
+from mlagent_jax.errors import MlAgentError
+from mlagent_jax.parallel.topology import Slice, parse_slice
+
+if TYPE_CHECKING:  # At run time only after the environment is set.
+    from mlagent_jax.parallel.aot import Program, ProgramReport
+
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Slice to compile for, e.g. v5e:4x4, v5p:2x2x2, v6e:4x4."
+)
+_PROGRAM = flags.DEFINE_enum(
+    "program",
+    "all",
+    ["sft", "score", "ppo", "sample", "all"],
+    "What to compile; all = everything that a PPO iteration keeps resident.",
+)
+_JSON = flags.DEFINE_string("json", None, "File for the numbers.")
+_HLO_DIR = flags.DEFINE_string("hlo_dir", None, "Folder for the compiled modules.")
+
+_GIB = 2**30
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compiles, prints and writes; a deliberate error ends with exit status 2."""
+    if len(argv) > 1:
+        common.fail(f"unexpected arguments {argv[1:]}")
+    try:
+        tpu_slice = parse_slice(_TOPOLOGY.value or "")
+        fits = _compile_all(common.flagged_config(), tpu_slice, _PROGRAM.value)
+    except MlAgentError as error:
+        common.fail(str(error))
+    else:
+        sys.exit(0 if fits else 1)
+
+
+def use_compiler_only() -> None:
+    """Tells libtpu that there is no TPU to look for; before jax starts its backends."""
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",  # any; the topology is asked for by name
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody owns a chip: no lock is needed
+    }
+
+
+def tpu_model(config: RunConfig) -> ModelConfig:
+    """Returns the run's model as it is built on TPU: "auto" attention is decided."""
+    from mlagent_jax.model import hf
+    from mlagent_jax.model.attention import resolve
+
+    model = config.model or hf.model_of_run(config)
+    name = resolve(model.attention, "tpu", model.compute_dtype)
+    return dataclasses.replace(model, attention=name)
+
+
+def _compile_all(config: RunConfig, tpu_slice: Slice, which: str) -> bool:
+    use_compiler_only()
+    from launch import aot_programs
+
+    model = tpu_model(config)
+    aot_programs.check(config, model, tpu_slice, "sft" if which == "sft" else "ppo")
+    programs: list[Program] = []
+    if which == "sft":
+        programs.append(aot_programs.sft_program(config, model, tpu_slice))
+    if which in ("score", "ppo", "all"):
+        score, ppo = aot_programs.ppo_programs(config, model, tpu_slice)
+        programs += [score] if which != "ppo" else []
+        programs += [ppo] if which != "score" else []
+    if which in ("sample", "all"):
+        programs += aot_programs.sample_programs(config, model, tpu_slice)
+    reports = [_compile(program) for program in programs]
+    fits = all(report.fits for report in reports)
+    result: dict[str, Any] = {
+        "config": config.name,
+        "topology": tpu_slice.name,
+        "chip": dataclasses.asdict(tpu_slice.chip),
+        "programs": {report.name: report for report in reports},
+    }
+    if which == "all" and fits:
+        iteration = resident_together(reports)
+        _print_memory("all together", iteration)
+        fits = iteration["total"] <= iteration["capacity"]
+        result["iteration"] = iteration
+    result["fits"] = fits
+    if not fits:
+        result["suggestion"] = suggestion(config, model, tpu_slice, which)
+        print(f"\ndoes not fit {tpu_slice.name}; try: {result['suggestion']}")
+    if _JSON.value is not None:
+        common.write_json(Path(_JSON.value), result)
+    return fits
+
+
+def _compile(program: "Program") -> "ProgramReport":
+    from mlagent_jax.model import splash
+    from mlagent_jax.parallel.aot import compile_program
+
+    print(f"\ncompiling {program.name} for {program.tpu_slice.name} ...", flush=True)
+    report, text = compile_program(program, splash.kernel_cost)
+    if _HLO_DIR.value is not None and text:
+        folder = Path(_HLO_DIR.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{program.name}.hlo.txt").write_text(text)
+    _print_report(report)
+    return report
+
+
+def resident_together(reports: Sequence["ProgramReport"]) -> dict[str, float]:
+    """Returns the memory of a whole PPO iteration on one chip, by kind.
+
+    Actor, critic, both optimizers, the reference, the sampler's copy of the policy
+    and its cache stay; the programs run one after the other, so that of what else
+    they need only the largest counts. The sum is ours, not the compiler's, which
+    sees one program at a time.
+    """
+    kept: dict[str, float] = {}
+    passing = 0.0
+    for report in reports:
+        hbm = report.hbm
+        is_sampler = report.name in ("prefill", "decode")
+        names = {"parameters": "sampler_copy"} if is_sampler else {}
+        held = {
+            names.get(kind, kind): size
+            for kind, size in hbm.items()
+            if kind
+            not in ("temporaries", "other_arguments", "host", "total", "capacity")
+        }
+        kept |= held
+        passing = max(passing, hbm["total"] - sum(held.values()))
+    total = sum(kept.values()) + passing
+    capacity = reports[0].hbm["capacity"]
+    return kept | {"largest_other": passing, "total": total, "capacity": capacity}
+
+
+def suggestion(
+    config: RunConfig, model: ModelConfig, tpu_slice: Slice, which: str
+) -> str:
+    """Returns what to change in a run that does not fit, most helpful first."""
+    from mlagent_jax.parallel.fit import tensor_sizes
+    from mlagent_jax.parallel.mesh import mesh_shape
+
+    section, name = (config.sft, "sft") if which == "sft" else (config.ppo, "ppo")
+    data, fsdp, tensor = mesh_shape(config.mesh, tpu_slice.num_chips)
+    ideas: list[str] = []
+    if model.remat == "none":
+        ideas.append("--set model.remat=layer")
+    larger = [n for n in tensor_sizes(model, fsdp * tensor) if n > tensor]
+    larger = [n for n in larger if (fsdp * tensor) % n == 0]
+    if which != "sample" and section.micro_batch_size > data * fsdp:
+        ideas.append(f"--set {name}.micro_batch_size={data * fsdp}")
+    if which != "sample" and larger:
+        rows = data * fsdp * tensor // larger[0]
+        ideas.append(
+            f"--set mesh.tensor={larger[0]} --set {name}.micro_batch_size={rows}"
+        )
+    if which in ("sample", "all") and config.sample.num_slots > 8:
+        ideas.append(f"--set sample.num_slots={config.sample.num_slots // 2}")
+    if model.remat != "offload" and which != "sample":
+        ideas.append("--set model.remat=offload")
+    ideas.append("a slice with more chips, or chips with more memory")
+    return "; or ".join(ideas)
+
+
+def _print_report(report: "ProgramReport") -> None:
+    mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+    print(f"{report.name} on {report.topology} ({mesh}), {dict(report.settings)}")
+    print(f"  compiled in {report.compile_s:.0f} s; fits: {report.fits}")
+    _print_memory("memory of a chip", report.hbm)
+    bound = report.roofline
+    if bound is None:
+        print(f"  compiler: {report.message.splitlines()[0]}")
+        return
+    print(
+        f"  model {report.model_flops:.3e} FLOP; a chip computes "
+        f"{report.device_flops:.3e}, moves {report.hbm_traffic_bytes / 1e9:.2f} GB"
+    )
+    print(
+        f"  at the peaks: compute {bound.compute_s:.4f} s, memory {bound.hbm_s:.4f} s, "
+        f"interconnect {bound.interconnect_s:.4f} s"
+    )
+    print(
+        f"  MFU at most {bound.mfu_upper_bound:.1%} with full overlap, "
+        f"{bound.mfu_without_overlap:.1%} without; interconnect alone allows "
+        f"{bound.mfu_communication_bound:.1%}"
+    )
+    for row in report.collectives[:8]:
+        print(
+            f"    {row.kind:<18} of {row.group_size:>3} along {row.slice_dims!s:<9} "
+            f"x {row.executions:<6} {row.received_bytes / 1e9:9.3f} GB "
+            f"{row.seconds:8.4f} s"
+        )
+    for label, names in (
+        ("counted once (trips depend on data)", report.open_loops),
+        ("kernels of unknown cost", report.unknown_kernels),
+    ):
+        if names:
+            print(f"    {label}: {', '.join(names)}")
+
+
+def _print_memory(title: str, hbm: Any) -> None:
+    parts = ", ".join(f"{kind} {size / _GIB:.2f}" for kind, size in hbm.items())
+    print(f"  {title}, GiB: {parts}")
+
+
+if __name__ == "__main__":
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    app.run(main)

@@ -1,0 +1,229 @@
+"""Compiling a program ahead of time for a TPU slice, and saying what came out.
+
+The compiler is the judge of whether a program fits: it places every buffer, and
+refuses a program whose buffers do not fit a chip. Kinds of memory are told apart by
+the shapes of the arguments and their shardings; what the compiler adds to them is
+"temporaries": activations, gradients, gathered weights. The rest of a report comes
+from the compiled module's text (`hlo_counts`, `roofline`).
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mlagent_jax.parallel import hlo
+from mlagent_jax.parallel.hlo_counts import Counts, KernelCosts, count
+from mlagent_jax.parallel.roofline import (
+    Coords,
+    Roofline,
+    collective_seconds,
+    roofline,
+    spanned_dims,
+)
+from mlagent_jax.parallel.topology import Slice
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "": 1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program to compile.
+
+    Attributes:
+      name: such as "sft".
+      lower: traces it for abstract arguments.
+      mesh: devices it runs on.
+      tpu_slice: the chips that these are.
+      held: kind of memory -> arrays of that kind that exist while it runs, as
+        `jax.ShapeDtypeStruct`s with shardings.
+      model_flops: what it must compute, over all devices.
+      settings: sizes that it was made from, for the report.
+    """
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    mesh: Mesh
+    tpu_slice: Slice
+    held: Mapping[str, Any]
+    model_flops: float
+    settings: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CollectiveRow:
+    """Collectives of one kind over groups of one size and direction.
+
+    Attributes:
+      kind: "all-gather", ...
+      group_size: devices that exchange data.
+      slice_dims: dimensions of the slice along which they lie.
+      executions: of all of them in one run.
+      received_bytes: by a device in one run.
+      seconds: at the peak of the links.
+    """
+
+    kind: str
+    group_size: int
+    slice_dims: tuple[int, ...]
+    executions: int
+    received_bytes: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramReport:
+    """What a program costs; bytes and seconds of one device and one run.
+
+    Attributes:
+      name: of the program.
+      topology: name of the slice.
+      mesh: sizes of the mesh's axes.
+      settings: as in `Program`.
+      compile_s: seconds of compiling, here.
+      fits: True if the compiler found room for everything.
+      hbm: bytes by kind: one entry for each of `Program.held`, "temporaries",
+        "total" and "capacity". Of a program that does not fit the compiler says the
+        total it would need.
+      model_flops: over all devices.
+      device_flops: counted products and kernels of one device.
+      hbm_traffic_bytes: read and written.
+      collectives: from most to least time.
+      roofline: None if it does not fit: there is no module then.
+      open_loops: loops that count once since their trips depend on data.
+      unknown_kernels: kernels whose products are not counted.
+      message: the compiler's, if it does not fit.
+    """
+
+    name: str
+    topology: str
+    mesh: Mapping[str, int]
+    settings: Mapping[str, Any]
+    compile_s: float
+    fits: bool
+    hbm: Mapping[str, float]
+    model_flops: float
+    device_flops: float = 0.0
+    hbm_traffic_bytes: float = 0.0
+    collectives: tuple[CollectiveRow, ...] = ()
+    roofline: Roofline | None = None
+    open_loops: tuple[str, ...] = ()
+    unknown_kernels: tuple[str, ...] = ()
+    message: str = ""
+
+
+def compile_program(
+    program: Program, kernel_costs: KernelCosts
+) -> tuple[ProgramReport, str]:
+    """Returns what a program costs, and the compiled module's text ("" if none).
+
+    Args:
+      program: what to compile.
+      kernel_costs: knows the Pallas kernels in it.
+
+    Raises:
+      JaxRuntimeError: the compiler failed for another reason than memory.
+    """
+    held = {kind: device_bytes(tree) for kind, tree in program.held.items()}
+    common: dict[str, Any] = {
+        "name": program.name,
+        "topology": program.tpu_slice.name,
+        "mesh": dict(program.mesh.shape),
+        "settings": program.settings,
+        "model_flops": program.model_flops,
+    }
+    capacity = program.tpu_slice.chip.hbm_bytes
+    lowered = program.lower()
+    start = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        hbm = held | {"total": needed_bytes(str(error)), "capacity": float(capacity)}
+        return ProgramReport(
+            **common,
+            compile_s=time.monotonic() - start,
+            fits=False,
+            hbm=hbm,
+            message=str(error)[:2_000],
+        ), ""
+    compile_s = time.monotonic() - start
+    stats = compiled.memory_analysis()
+    assert stats is not None  # the TPU compiler always has them
+    text = compiled.as_text() or ""
+    counts = count(hlo.parse(text), kernel_costs)
+    total = (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+    )
+    hbm = held | {
+        "other_arguments": max(stats.argument_size_in_bytes - sum(held.values()), 0.0),
+        "temporaries": float(stats.temp_size_in_bytes),
+        "host": float(stats.host_temp_size_in_bytes),
+        "total": float(total),
+        "capacity": float(capacity),
+    }
+    coords = device_coords(program.mesh)
+    return ProgramReport(
+        **common,
+        compile_s=compile_s,
+        fits=True,
+        hbm=hbm,
+        device_flops=counts.flops,
+        hbm_traffic_bytes=counts.hbm_bytes,
+        collectives=_collective_rows(counts, program.tpu_slice, coords),
+        roofline=roofline(
+            counts, program.tpu_slice, coords, model_flops=program.model_flops
+        ),
+        open_loops=tuple(sorted(set(counts.open_loops))),
+        unknown_kernels=tuple(sorted(set(counts.unknown_kernels))),
+    ), text
+
+
+def device_bytes(tree: Any) -> float:
+    """Returns the bytes of a tree on one device, by its shardings."""
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
+
+
+def device_coords(mesh: Mesh) -> Coords:
+    """Returns where each device sits in its slice, in the mesh's order."""
+    return [tuple(device.coords) for device in mesh.devices.flat]
+
+
+def needed_bytes(message: str) -> float:
+    """Returns the memory that the compiler says a program would need, 0.0 if none."""
+    found = re.search(r"Used ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm", message)
+    return float(found[1]) * _UNITS[found[2]] if found else 0.0
+
+
+def _collective_rows(
+    counts: Counts, tpu_slice: Slice, coords: Coords
+) -> tuple[CollectiveRow, ...]:
+    rows: dict[tuple[str, int, tuple[int, ...]], CollectiveRow] = {}
+    for item in counts.collectives:
+        dims = tuple(spanned_dims(item.group, coords))
+        key = (item.kind, len(item.group), dims)
+        old = rows.get(key)
+        rows[key] = CollectiveRow(
+            kind=item.kind,
+            group_size=len(item.group),
+            slice_dims=dims,
+            executions=item.executions + (old.executions if old else 0),
+            received_bytes=item.received_bytes + (old.received_bytes if old else 0.0),
+            seconds=collective_seconds(item, tpu_slice, coords)
+            + (old.seconds if old else 0.0),
+        )
+    return tuple(sorted(rows.values(), key=lambda row: -row.seconds))
