@@ -88,8 +88,8 @@ class ProgramReport:
       compile_s: seconds of compiling, here.
       fits: True if the compiler found room for everything.
       hbm: bytes by kind: one entry for each of `Program.held`, "temporaries",
-        "total" and "capacity". Of a program that does not fit the compiler says the
-        total it would need.
+        "total" (the peak) and "capacity". Of a program that does not fit, "total"
+        is what the compiler says exceeds the capacity (its temporaries, mostly).
       model_flops: over all devices.
       device_flops: counted products and kernels of one device.
       hbm_traffic_bytes: read and written.
@@ -158,17 +158,15 @@ def compile_program(
     assert stats is not None  # the TPU compiler always has them
     text = compiled.as_text() or ""
     counts = count(hlo.parse(text), kernel_costs)
-    total = (
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-        + stats.temp_size_in_bytes
-    )
+    # The peak of the compiler's placement; its temporaries alone would be a sum of
+    # buffers that never exist at once. On-chip memory (128 MiB) is part of it.
+    total = float(stats.peak_memory_in_bytes)
+    arguments = float(stats.argument_size_in_bytes)
     hbm = held | {
-        "other_arguments": max(stats.argument_size_in_bytes - sum(held.values()), 0.0),
-        "temporaries": float(stats.temp_size_in_bytes),
+        "other_arguments": max(arguments - sum(held.values()), 0.0),
+        "temporaries": max(total - arguments, 0.0),
         "host": float(stats.host_temp_size_in_bytes),
-        "total": float(total),
+        "total": total,
         "capacity": float(capacity),
     }
     coords = device_coords(program.mesh)
@@ -204,9 +202,14 @@ def device_coords(mesh: Mesh) -> Coords:
 
 
 def needed_bytes(message: str) -> float:
-    """Returns the memory that the compiler says a program would need, 0.0 if none."""
-    found = re.search(r"Used ([\d.]+)([KMG]?) of [\d.]+[KMG]? hbm", message)
-    return float(found[1]) * _UNITS[found[2]] if found else 0.0
+    """Returns what the compiler says that does not fit, 0.0 if it does not say."""
+    found = re.search(
+        r"Used ([\d.]+)([KMG]?) of|\(([\d.]+)([KMG])\) exceeds available HBM", message
+    )
+    if found is None:
+        return 0.0
+    number, unit = found[1] or found[3], found[2] or found[4] or ""
+    return float(number) * _UNITS[unit]
 
 
 def _collective_rows(

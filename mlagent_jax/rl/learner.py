@@ -83,6 +83,7 @@ class Learner:
             shardings,
         )
         self._cfg = cfg
+        self._mesh = mesh
         self._seed = config.seed
         self._rows_sharding = batch_sharding(mesh)
         self._ref_params = jax.device_put(sft_params, shardings.actor.params)
@@ -110,6 +111,12 @@ class Learner:
         self, state: PpoState, rollout: Rollout
     ) -> tuple[PpoState, dict[str, float]]:
         """Returns the state after one rollout, and metrics; `state` is used up."""
+        with jax.set_mesh(self._mesh):
+            return self._update(state, rollout)
+
+    def _update(
+        self, state: PpoState, rollout: Rollout
+    ) -> tuple[PpoState, dict[str, float]]:
         start = monotonic()
         padded = pad_samples(rollout.token_samples(), self._cfg.seq_lens)
         lengths = row_lengths(padded.segment_ids_BT)
