@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart  the whole method on this machine (about 15 minutes)"
 	@echo "make test        all tests but the slow ones; make test-slow runs those"
 	@echo "make lint        ruff and pyright"
-	@echo "make bench       benchmarks"
+	@echo "make bench       against transformers and Tunix on the same work"
 
 $(VENV)/.run: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -52,8 +52,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.dev bubblewrap
-	$(BIN)/python -m pytest tests/benchmarks -q -s --override-ini=python_files=bench_*.py
+# Tunix and what it pulls in have an environment of their own.
+$(VENV)/.bench: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)/bench
+	$(VENV)/bench/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench bubblewrap
+	$(BIN)/python -m launch.bench --tunix_python=$(VENV)/bench/bin/python
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -38,6 +38,8 @@ EXTRAS = {
     "tpu": [JAX.format(extra="[tpu]")],
     "gpu": [JAX.format(extra="[cuda12]")],
     "ray": ["ray>=2.40"],
+    # The peers of `make bench`; torch is in "test".
+    "bench": ["google-tunix==0.1.7"],
     "test": TEST,
     "dev": [
         *TEST,

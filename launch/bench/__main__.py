@@ -23,7 +23,12 @@ from absl import app, flags
 from launch.bench.child import ROOT
 from launch.bench.compare import WORKLOADS, compare
 from launch.bench.own import OWN
-from launch.bench.results import draw, make_ratios, make_table
+from launch.bench.results import (
+    draw,
+    make_cpu_ratios,
+    make_ratios,
+    make_table,
+)
 from launch.bench.shapes import parse_shapes
 from launch.common import fail, write_json
 
@@ -58,6 +63,7 @@ def main(argv: list[str]) -> None:
         for peer in found["versions"]:
             result["not_measured"].pop(peer, None)
         result["ratios"] = make_ratios(result["rounds"])
+        result["cpu_ratios"] = make_cpu_ratios(result["rounds"])
         write_json(out / "bench.json", result)
     for name in names:
         if name in OWN:
@@ -77,6 +83,7 @@ def _open(out: Path) -> dict[str, Any]:
         "hardware": {"cpus": os.cpu_count(), "machine": platform.machine()},
         **{part: {} for part in ("versions", "not_measured", "rounds", "equal")},
         "ratios": {},
+        "cpu_ratios": {},
         "own": {},
     }
     if (out / "bench.json").is_file():

@@ -40,21 +40,44 @@ def make_ratios(rounds: dict[str, dict[str, list[dict[str, float]]]]) -> dict[st
     return ratios
 
 
+def make_cpu_ratios(
+    rounds: dict[str, dict[str, list[dict[str, float]]]],
+) -> dict[str, float]:
+    """Returns "<workload>/<peer>" -> the peer's median CPU time a token over ours.
+
+    On an idle machine `make_ratios` is the result; where others compute too, the
+    wall-clock says who waited longer, and this says who needed more.
+    """
+    ratios: dict[str, float] = {}
+    for workload, taken in rounds.items():
+        costs = {
+            peer: statistics.median(a["cpu_s"] / a["tokens"] for a in answers)
+            for peer, answers in taken.items()
+            if answers
+        }
+        ours = costs.pop("ours", None)
+        for peer, theirs in costs.items():
+            if ours is not None:
+                ratios[f"{workload}/{peer}"] = round(theirs / ours, 3)
+    return ratios
+
+
 def make_table(result: dict[str, Any]) -> str:
     """Returns a Markdown table of medians with minimum and maximum."""
     lines = [
-        "| workload | who | tokens/s | min | max | rounds | ratio | same output |",
-        "|---|---|---|---|---|---|---|---|",
+        "| workload | who | tokens/s | min | max | rounds | ratio | CPU | output |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for workload, taken in result["rounds"].items():
         for peer, answers in taken.items():
             values = rates(answers)
             ratio = result["ratios"].get(f"{workload}/{peer}", "")
+            cpu = result["cpu_ratios"].get(f"{workload}/{peer}", "")
             same = result["equal"].get(workload, {}).get(peer, "")
             lines.append(
                 f"| {workload} | {NAMES[peer]} | {statistics.median(values):,.0f} | "
                 f"{min(values):,.0f} | {max(values):,.0f} | {len(values)} | {ratio} | "
-                f"{same} |"
+                f"{cpu} | {same} |"
             )
     lines += [
         f"\n{NAMES[peer]}: not measured ({reason})"

@@ -19,12 +19,14 @@ from mlagent_jax.env.reward import compute_reward
 from mlagent_jax.env.runner import StepJob, run_steps
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import Pool
+from mlagent_jax.env.worker_pool import JobResult
 from mlagent_jax.errors import EnvUnavailableError
 from mlagent_jax.parallel import hosts
 from mlagent_jax.policy.base import Policy, Reply, Request
 from mlagent_jax.rl.rollout import DroppedSample, Rollout, Sample, derive_seed
+from mlagent_jax.rl.timeline import EXECUTION, SAMPLING, Timeline
 from mlagent_jax.train.stopping import StopSignal
-from mlagent_jax.types import StepRecord, StepStatus, Task
+from mlagent_jax.types import State, StepRecord, StepStatus, Task
 
 Rows = list[Sample | DroppedSample | None]
 
@@ -51,6 +53,7 @@ def collect_rollout(
     tasks: Mapping[str, Task],
     store: SnapshotStore,
     stop: StopSignal | None = None,
+    timeline: Timeline | None = None,
 ) -> Rollout:
     """Returns the samples of update number `update`.
 
@@ -67,14 +70,17 @@ def collect_rollout(
       tasks: task id -> task.
       store: snapshots of the states.
       stop: cuts the rollout short; None for never.
+      timeline: gets what the policy and the workers did when.
 
     Raises:
       EnvUnavailableError: no sample of the rollout survived.
       RunInterruptedError: `stop` was set on some host.
     """
     start, stop = monotonic(), stop or StopSignal()
-    timed_policy = _TimedPolicy(policy)
-    stepper = _Stepper(config, timed_policy, workers, tasks, store, stop)
+    timeline = Timeline() if timeline is None else timeline
+    timed_policy = _TimedPolicy(policy, timeline)
+    timed_workers = _TimedPool(workers, timeline)
+    stepper = _Stepper(config, timed_policy, timed_workers, tasks, store, stop)
     cfg, seed = config.ppo, derive_seed(config.seed, update)
     if cfg.mode == "step":
         drawn = states.sample(seed, cfg.states_per_update)
@@ -237,10 +243,11 @@ class _Stepper:
 class _TimedPolicy:
     """A policy that counts the seconds it spends computing."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, timeline: Timeline) -> None:
         self.name = policy.name
         self.busy_s = 0.0
         self._policy = policy
+        self._timeline = timeline
 
     def submit(self, request: Request) -> None:
         self._policy.submit(request)
@@ -248,7 +255,9 @@ class _TimedPolicy:
     def poll(self) -> list[Reply]:
         start = monotonic()
         replies = self._policy.poll()
-        self.busy_s += monotonic() - start
+        end = monotonic()
+        self.busy_s += end - start
+        self._timeline.add(SAMPLING, f"{len(replies)} replies", start, end)
         return replies
 
     def num_pending(self) -> int:
@@ -256,3 +265,29 @@ class _TimedPolicy:
 
     def close(self) -> None:
         self._policy.close()
+
+
+class _TimedPool:
+    """A pool that records its executions, as long as a worker was at them."""
+
+    def __init__(self, pool: Pool, timeline: Timeline) -> None:
+        self._pool = pool
+        self._timeline = timeline
+
+    def submit(self, job_id: str, state: State, reply: str) -> None:
+        self._pool.submit(job_id, state, reply)
+
+    def submit_reset(self, job_id: str, task_id: str) -> None:
+        self._pool.submit_reset(job_id, task_id)
+
+    def poll(self, timeout_s: float) -> list[JobResult]:
+        results = self._pool.poll(timeout_s)
+        end = monotonic()
+        for result in results:
+            if isinstance(result.value, StepRecord):
+                start = end - result.value.env_s
+                self._timeline.add(EXECUTION, result.value.outcome, start, end)
+        return results
+
+    def num_pending(self) -> int:
+        return self._pool.num_pending()

@@ -35,6 +35,7 @@ from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.task import load_tasks
 from mlagent_jax.errors import ConfigError, DivergedError, RunInterruptedError
 from mlagent_jax.model import hf, qwen2
+from mlagent_jax.parallel import hosts
 from mlagent_jax.parallel.hosts import Replica
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.policy.local import LocalPolicy
@@ -46,6 +47,7 @@ from mlagent_jax.rl.probe import ScoreTrajectory, run_probe
 from mlagent_jax.rl.records import UpdateLog
 from mlagent_jax.rl.rollout import Rollout, rollout_metrics, rollout_records
 from mlagent_jax.rl.rollout_source import CollectRollout, RolloutSource
+from mlagent_jax.rl.timeline import SCORING, UPDATE, Timeline
 from mlagent_jax.text.tokenizer import Tokenizer
 from mlagent_jax.train.checkpoint import Checkpoints, fingerprint, load_params
 from mlagent_jax.train.lm import Progress, abstract_on_mesh
@@ -120,6 +122,8 @@ def run_ppo(
         )
         stack.callback(policy.close)
 
+        timeline = Timeline()
+
         def collect(update: int, params: Params) -> Rollout:
             policy.set_params(replica.copy(params))
             return collect_rollout(
@@ -131,6 +135,7 @@ def run_ppo(
                 tasks=held_in,
                 store=store,
                 stop=stop,
+                timeline=timeline,
             )
 
         def probe(params: Params) -> list[dict[str, Any]]:
@@ -154,6 +159,7 @@ def run_ppo(
             collect=collect,
             probe=probe,
             progress=progress,
+            timeline=timeline,
             own_states=states if config.ppo.pool.own_frac > 0 else None,
             stop=stop,
         )
@@ -184,6 +190,7 @@ def train_ppo(
     progress: Progress,
     own_states: OwnStates | None = None,
     stop: StopSignal | None = None,
+    timeline: Timeline | None = None,
 ) -> PpoState:
     """Trains to the last update, from the newest checkpoint if there is one.
 
@@ -199,6 +206,7 @@ def train_ppo(
       progress: makes progress bars.
       own_states: gets every rollout before the next one is collected.
       stop: ends the stage early; None for never.
+      timeline: what `collect` records into; written beside the metrics.
 
     Raises:
       ConfigError: the directory holds checkpoints of other settings.
@@ -207,6 +215,7 @@ def train_ppo(
       RunInterruptedError: `stop` was set; the state is saved.
     """
     cfg, stop = config.ppo, stop or StopSignal()
+    timeline = Timeline() if timeline is None else timeline
     learner = Learner(
         config, graphdef=graphdef, model_cfg=model_cfg, sft_params=sft_params
     )
@@ -253,7 +262,9 @@ def train_ppo(
             if update + 1 < cfg.num_updates:
                 source.begin(update + 1, state.actor.params)
             state, metrics = learner.update(state, rollout)
+            _record_update(timeline, metrics)
             source.wait()
+            metrics["idle_frac"] = timeline.idle_frac(start, monotonic())
             train_s += monotonic() - start
             metrics |= rollout_metrics(rollout) | {"train_s": train_s}
             done = update + 1
@@ -263,11 +274,21 @@ def train_ppo(
                 meta = {"identity": identity, "train_s": train_s}
                 source.save(checkpoints.steps())
                 checkpoints.save(done, state, meta)
+                if hosts.is_primary():
+                    timeline.write(directory / "timeline.json")
             bar.update(1)
             bar.set_postfix_str(f"reward {metrics['reward_mean']:.3f}", refresh=False)
         checkpoints.wait()
         _probe_if_due(cfg, cfg.num_updates, probe, state, probes, train_s)
     return state
+
+
+def _record_update(timeline: Timeline, metrics: Mapping[str, float]) -> None:
+    """Records the learner's stages, which have just ended."""
+    end = monotonic()
+    scored = end - metrics["update_s"]
+    timeline.add(SCORING, "scoring", scored - metrics["score_s"], scored)
+    timeline.add(UPDATE, "update", scored, end)
 
 
 def _probe_if_due(
