@@ -1,0 +1,102 @@
+"""Benchmarks: the work is what it says, and ratios are computed from the rounds."""
+
+import json
+
+import pytest
+
+from launch.bench.compare import agreement
+from launch.bench.results import draw, make_cpu_ratios, make_ratios, make_table
+from launch.bench.shapes import (
+    Shapes,
+    Work,
+    choose_end_ids,
+    cut,
+    make_work,
+    parse_shapes,
+)
+
+
+def test_work_has_the_sizes_it_names_and_survives_the_file(tmp_path):
+    shapes = Shapes(vocab=97)
+    work = make_work(shapes)
+    assert work == make_work(shapes)
+    assert {len(p) for p in work.uniform_prompts} == {shapes.prompt}
+    lengths = [len(p) for p in work.agent_prompts]
+    assert len(lengths) == shapes.groups * shapes.group_size
+    assert min(lengths) >= 100
+    assert max(lengths) <= shapes.longest_prompt
+    starts = {tuple(p[:80]) for p in work.agent_prompts}
+    assert len(starts) == shapes.groups
+    ragged = [len(row) for row in work.ragged_rows]
+    assert min(ragged) >= 64
+    assert max(ragged) <= shapes.longest
+    work.save(tmp_path / "work.json")
+    assert Work.load(tmp_path / "work.json") == work
+
+
+def test_sizes_can_be_changed_and_typos_are_refused():
+    assert parse_shapes(["batch=3"]).batch == 3
+    for wrong in ("batches=3", "batch=x", "batch=0", "batch"):
+        with pytest.raises(ValueError, match="expected name=<positive integer>"):
+            parse_shapes([wrong])
+
+
+def test_end_tokens_spread_the_lengths_of_replies_and_leave_none_short():
+    work = make_work(Shapes(vocab=997, prompt=400, batch=40))
+    replies = work.uniform_prompts
+    end_ids = choose_end_ids(replies, 997)
+    lengths = sorted(len(cut(reply, end_ids)) for reply in replies)
+    assert lengths[0] > 20
+    assert lengths[len(lengths) // 2] < 0.4 * 400
+    assert len(set(lengths)) > 10
+
+
+def rounds(*seconds: float) -> list[dict]:
+    return [{"seconds": s, "cpu_s": 2 * s, "tokens": 100} for s in seconds]
+
+
+RESULT = {
+    "rounds": {
+        "decode_agent": {
+            "ours": rounds(1.0, 1.0, 9.0),
+            "hf": rounds(4.0, 2.0, 3.0),
+            "tunix": rounds(2.0, 2.0, 2.0),
+        },
+        "sft_uniform": {"ours": rounds(1.0, 1.0), "hf": rounds(0.5, 0.5)},
+    },
+    "equal": {"decode_agent": {"hf": "64 of 64 replies"}},
+    "not_measured": {"tunix": "No module named 'tunix'"},
+    "own": {"curve": {"points": [{"batch": 1, "ms": 2.0}, {"batch": 2, "ms": 3.0}]}},
+}
+
+
+def test_ratios_are_of_medians_and_the_best_peer_is_the_fastest():
+    ratios = make_ratios(RESULT["rounds"])
+    assert ratios == {
+        "decode_agent/hf": 3.0,
+        "decode_agent/tunix": 2.0,
+        "decode_agent/best_peer": 2.0,
+        "sft_uniform/hf": 0.5,
+        "sft_uniform/best_peer": 0.5,
+    }
+    assert make_cpu_ratios(RESULT["rounds"])["decode_agent/hf"] == 3.0
+
+
+def test_table_and_plot_show_every_workload_and_what_is_missing(tmp_path):
+    result = RESULT | {
+        "ratios": make_ratios(RESULT["rounds"]),
+        "cpu_ratios": make_cpu_ratios(RESULT["rounds"]),
+    }
+    table = make_table(result)
+    assert "| decode_agent | mlagent_jax | 100 | 11 | 100 | 3 |" in table
+    assert "Tunix: not measured (No module named 'tunix')" in table
+    draw(json.loads(json.dumps(result)), tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").stat().st_size > 1_000
+
+
+def test_agreement_counts_equal_replies_and_compares_losses():
+    assert agreement([[1, 2], [3, 4]], [[1, 2], [3, 5]]) == (
+        "1 of 2 replies, 3 of 4 tokens"
+    )
+    assert agreement([1.0, 2.0], [1.0, 2.5]) == "losses differ by at most 5.0e-01"
+    assert agreement([1.0], [1.0, 2.0]) == "1 updates against 2"
