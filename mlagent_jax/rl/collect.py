@@ -26,7 +26,7 @@ from mlagent_jax.policy.base import Policy, Reply, Request
 from mlagent_jax.rl.rollout import DroppedSample, Rollout, Sample, derive_seed
 from mlagent_jax.rl.timeline import EXECUTION, SAMPLING, Timeline
 from mlagent_jax.train.stopping import StopSignal
-from mlagent_jax.types import State, StepRecord, StepStatus, Task
+from mlagent_jax.types import EditorCall, State, StepRecord, StepStatus, Task
 
 Rows = list[Sample | DroppedSample | None]
 
@@ -274,8 +274,10 @@ class _TimedPool:
         self._pool = pool
         self._timeline = timeline
 
-    def submit(self, job_id: str, state: State, reply: str) -> None:
-        self._pool.submit(job_id, state, reply)
+    def submit(
+        self, job_id: str, state: State, reply: str, edit: EditorCall | None = None
+    ) -> None:
+        self._pool.submit(job_id, state, reply, edit)
 
     def submit_reset(self, job_id: str, task_id: str) -> None:
         self._pool.submit_reset(job_id, task_id)

@@ -120,6 +120,7 @@ class Engine:
         model_cfg = qwen2.config_of(graphdef, params)
         self._programs = make_programs(model_cfg, cfg, self._end_ids, mesh)
         self._state: decode.DecodeState | None = None
+        self._submitted: list[_Request] = []
         self._waiting: collections.deque[_Request] = collections.deque()
         self._rejected: list[Finished] = []
         self._rows: list[_Request | None] = [None] * cfg.num_slots
@@ -174,7 +175,7 @@ class Engine:
         seed %= 1 << 64
         key_data = (seed >> 32, seed & 0xFFFFFFFF)
         prompt = np.asarray(tokens, np.int32)
-        self._waiting.append(_Request(request_id, prompt, key_data))
+        self._submitted.append(_Request(request_id, prompt, key_data))
 
     def num_pending(self) -> int:
         """Returns how many submitted requests `step` has not returned yet."""
@@ -183,6 +184,9 @@ class Engine:
     def step(self) -> list[Finished]:
         """Makes one round of progress and returns what is finished, maybe nothing."""
         finished, self._rejected = self._rejected, []
+        if not self._waiting and self._submitted:
+            self._waiting.extend(_in_order(self._submitted, self._cfg.prefill_chunk))
+            self._submitted = []
         if self._waiting and self._free:
             self._admit()
         is_used_B = np.array([request is not None for request in self._rows])
@@ -197,6 +201,7 @@ class Engine:
     def close(self) -> None:
         """Frees the cache and forgets pending requests."""
         self._state = None
+        self._submitted = []
         self._waiting.clear()
         self._rejected = []
         self._pending_ids = set()
@@ -205,7 +210,7 @@ class Engine:
         self._prefixes.clear()
 
     def _admit(self) -> None:
-        """Moves waiting requests into free rows, oldest first, and prefills them."""
+        """Moves waiting requests into free rows and prefills them."""
         self._reserve(max(len(request.tokens) for request in self._waiting))
         R = self._cfg.num_slots
         rows_R, lengths_R, sources_R, starts_R = np.zeros((4, R), np.int32)
@@ -301,3 +306,21 @@ class Engine:
             range(len(tokens)), True, key=lambda num_tokens: find(num_tokens) != ""
         )
         return num_kept, find(num_kept)
+
+
+def _in_order(requests: Sequence[_Request], chunk_size: int) -> list[_Request]:
+    """Returns requests in the order in which they get rows: long prompts first.
+
+    A decode step costs what its longest row costs, so rows of about one length
+    should meet; and those that share a first chunk follow each other, while some
+    row still holds it. Requests submitted later wait for all of these.
+    """
+    starts = [request.tokens[:chunk_size].tobytes() for request in requests]
+    longest: dict[bytes, int] = {}
+    for start, request in zip(starts, requests, strict=True):
+        longest[start] = max(longest.get(start, 0), len(request.tokens))
+    order = sorted(
+        range(len(requests)),
+        key=lambda i: (-longest[starts[i]], starts[i], -len(requests[i].tokens)),
+    )
+    return [requests[i] for i in order]

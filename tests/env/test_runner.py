@@ -45,7 +45,7 @@ class InlinePool:
         self._jobs = []
         self.num_resets = 0
 
-    def submit(self, job_id, state, reply):
+    def submit(self, job_id, state, reply, edit=None):
         self._jobs.append((job_id, self._environment.step, (state, reply)))
 
     def submit_reset(self, job_id, task_id):

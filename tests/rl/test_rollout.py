@@ -43,7 +43,7 @@ class InlinePool:
         self._rng = np.random.default_rng(order_seed)
         self._jobs = []
 
-    def submit(self, job_id, state, reply) -> None:
+    def submit(self, job_id, state, reply, edit=None) -> None:
         self._jobs.append((job_id, state, reply))
 
     def submit_reset(self, job_id, task_id) -> None:

@@ -209,6 +209,18 @@ def test_prompts_with_a_common_prefix_share_whole_chunks(engine, params):
         assert drain(engine)[str(i)] == shared[str(i)]
 
 
+def test_long_prompts_get_rows_first_and_those_of_one_prefix_together(make_engine):
+    stems = random_prompts([8, 8], seed=7)
+    rest = [0, 12, 3, 15, 1, 9]
+    tails = random_prompts([n + 1 for n in rest], seed=8)
+    single = make_engine(num_slots=1)
+    for i, tail in enumerate(tails):
+        single.submit(str(i), stems[i % 2] + tail, i)
+    assert list(drain(single)) == ["3", "1", "5", "2", "4", "0"]
+    # The first chunk of a stem is run once and copied for the other two.
+    assert single.counters.reused_tokens == 4 * 8
+
+
 def test_new_weights_never_meet_the_cache_of_old_ones(engine, params):
     ask(engine)
     new_params = jax.tree.map(lambda p: 0.9 * p, params)
