@@ -7,7 +7,7 @@
     python -m launch.run_agent --task=my_task --policy=api:my-model@http://host:8000/v1
 
 --task is a task folder (tasks/README.md; `python -m launch.tasks new` makes one from a
-CSV file) or the name of one under --task_root. --policy is one of:
+CSV file) or the name of one under tasks/. --policy is one of:
 
     starter            submits the starter script as it is
     scripted           the offline expert; needs a moves.toml in the task folder
@@ -47,8 +47,7 @@ from mlagent_jax.errors import ConfigError, EnvUnavailableError, MlAgentError
 from mlagent_jax.policy.base import Policy
 from mlagent_jax.types import ProfileName, Task
 
-_TASK = flags.DEFINE_string("task", None, "Task folder, or a name under --task_root.")
-_TASK_ROOT = flags.DEFINE_string("task_root", "tasks", "Folder of task folders.")
+_TASK = flags.DEFINE_string("task", None, "Task folder, or a name under tasks/.")
 _POLICY = flags.DEFINE_string("policy", None, "Who works; see above.")
 _STEPS = flags.DEFINE_integer("steps", 15, "Steps of a trajectory.", lower_bound=1)
 _MINUTES = flags.DEFINE_float("minutes", 30.0, "Minutes of a trajectory.")
@@ -84,7 +83,7 @@ class Agent:
     label: str
 
 
-def resolve_task(text: str, task_root: str) -> Path:
+def resolve_task(text: str, task_root: str = "tasks") -> Path:
     """Returns the task folder that `text` names.
 
     Raises:
@@ -265,7 +264,7 @@ def _main(argv: list[str]) -> None:
     try:
         if not _TASK.value or not _POLICY.value:
             raise ConfigError("--task and --policy are required; --help explains them")
-        folder = resolve_task(_TASK.value, _TASK_ROOT.value)
+        folder = resolve_task(_TASK.value)
         name = f"{folder.name}-{_as_name(_POLICY.value)}"
         if _PROFILE.value != "direct":
             name += f"-{_PROFILE.value}"
