@@ -5,6 +5,7 @@ command continues a run that was stopped.
 """
 
 from launch import common
+from launch.policies import make_editor
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.evaluation.records import score_trajectory
 from mlagent_jax.rl.loop import run_ppo
@@ -16,13 +17,19 @@ from mlagent_jax.types import Task, Trajectory
 def main(run: common.Run, stop: StopSignal) -> None:
     """Trains to the last update of the config."""
     common.use_compilation_cache()
-    run_ppo(
-        run.config,
-        run.workdir,
-        progress=common.progress,
-        score_trajectory=_score_on_test_part,
-        stop=stop,
-    )
+    editor = make_editor(run) if run.config.env.profile == "mlab" else None
+    try:
+        run_ppo(
+            run.config,
+            run.workdir,
+            progress=common.progress,
+            score_trajectory=_score_on_test_part,
+            stop=stop,
+            editor=editor,
+        )
+    finally:
+        if editor is not None:
+            editor.close()
 
 
 def _score_on_test_part(

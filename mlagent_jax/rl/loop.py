@@ -30,14 +30,17 @@ from jax.sharding import Mesh
 from mlagent_jax.config import ModelConfig, PpoConfig, RunConfig
 from mlagent_jax.data.state_pool import StatePool
 from mlagent_jax.data.trajectories import TrajectoryFile
+from mlagent_jax.env.editor import EditingPool
 from mlagent_jax.env.pools import make_pool
 from mlagent_jax.env.snapshots import SnapshotStore
+from mlagent_jax.env.step_loop import Pool
 from mlagent_jax.env.task import load_tasks
 from mlagent_jax.errors import ConfigError, DivergedError, RunInterruptedError
 from mlagent_jax.model import hf, qwen2
 from mlagent_jax.parallel import hosts
 from mlagent_jax.parallel.hosts import Replica
 from mlagent_jax.parallel.mesh import make_mesh
+from mlagent_jax.policy.base import Policy
 from mlagent_jax.policy.local import LocalPolicy
 from mlagent_jax.rl.collect import collect_rollout
 from mlagent_jax.rl.learner import Learner
@@ -67,6 +70,7 @@ def run_ppo(
     progress: Progress,
     score_trajectory: ScoreTrajectory,
     stop: StopSignal | None = None,
+    editor: Policy | None = None,
 ) -> PpoState:
     """Trains the fine-tuned policy of a run in <workdir>/ppo.
 
@@ -81,6 +85,7 @@ def run_ppo(
       score_trajectory: scores a probe's trajectory on the hidden test part; given
         by the caller so that nothing here can see such scores.
       stop: ends the stage early; None for never.
+      editor: who edits files in profile `mlab`; None in `direct`.
 
     Raises:
       ConfigError: settings contradict each other or those of an earlier start.
@@ -110,7 +115,9 @@ def run_ppo(
     replica = Replica(qwen2.abstract_params(model_cfg), model_cfg.compute_dtype)
     stop = stop or StopSignal()
     with ExitStack() as stack:
-        workers = stack.enter_context(make_pool(tasks, store.root, config.env))
+        workers: Pool = stack.enter_context(make_pool(tasks, store.root, config.env))
+        if editor is not None:
+            workers = EditingPool(workers, editor, store, config.env)
         policy = LocalPolicy(
             name="ppo",
             graphdef=graphdef,
