@@ -9,6 +9,7 @@ that varies between machines or runs: no durations, no host paths, no addresses.
 import dataclasses
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from mlagent_jax.config import EnvConfig
 from mlagent_jax.env.cached_runner import CacheCheck, CachedRunner, ScriptRunner
@@ -67,6 +68,7 @@ _LOOKS_AT_DATA = frozenset(
 )
 _ALWAYS_RUN = frozenset({ActionKind.EDIT, ActionKind.LINES, ActionKind.WRITE})
 _MAX_READ_BYTES = 1 << 20
+_MAX_GRADED = 1_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,13 @@ class _Effect:
     events: tuple[str, ...] = ()
 
 
+class _Graded(NamedTuple):
+    """What grading a submission gave: its selection score and what is suspicious."""
+
+    score: float
+    events: tuple[str, ...]
+
+
 class Environment:
     """Executes actions for any of its tasks; keeps no state between steps."""
 
@@ -123,6 +132,7 @@ class Environment:
         self._store = store
         self._executor = executor
         self._cfg = cfg
+        self._graded: dict[tuple[str, str], _Graded] = {}
         self._profile = get_profile(cfg.profile)
         self._runner = CachedRunner(
             store, executor, cache, verify_frac=cfg.verify_cache_frac
@@ -353,7 +363,7 @@ class Environment:
             feedback = failure_text(task, script, run.result)
             return dataclasses.replace(failed, feedback=feedback)
         try:
-            score = self._grade(task, run.submission)
+            graded = self._grade(task, run.submission)
         except SubmissionError as error:
             return dataclasses.replace(
                 failed,
@@ -365,27 +375,32 @@ class Environment:
         return dataclasses.replace(
             failed,
             outcome=Outcome.SCORED,
-            feedback=score_text(task, state.score, score, run.result),
+            feedback=score_text(task, state.score, graded.score, run.result),
             snapshot=run.snapshot_after,
-            score=score,
+            score=graded.score,
             submission=run.submission,
-            events=self._submission_events(task, run.submission),
+            events=graded.events,
         )
 
-    def _submission_events(self, task: Task, submission: str | None) -> tuple[str, ...]:
-        if submission is None:
-            return ()
-        return submission_events(task, self._store.get_blob(submission))
-
-    def _grade(self, task: Task, submission: str | None) -> float:
+    def _grade(self, task: Task, submission: str | None) -> _Graded:
         """Returns the selection score of a stored submission.
+
+        The same file is graded once in the life of this process: policies often make
+        the same edit, and an unchanged grader gives the same score.
 
         Raises:
           SubmissionError: there is none, or it cannot be scored.
         """
         if submission is None:
             raise SubmissionError("missing_file", "The script wrote no submission.csv.")
-        return grade(task, self._store.get_blob(submission), "selection")
+        key = (task.id, submission)
+        if key not in self._graded:
+            data = self._store.get_blob(submission)
+            score = grade(task, data, "selection")
+            if len(self._graded) >= _MAX_GRADED:
+                self._graded.clear()
+            self._graded[key] = _Graded(score, submission_events(task, data))
+        return self._graded[key]
 
     def _diff(self, before: str, after: str) -> str:
         if before == after:
