@@ -3,9 +3,10 @@
     python -m launch.aot --config=configs/qwen2_5_7b_ppo.py --topology=v5p:2x2x1
     python -m launch.ppo --config=configs/qwen2_5_7b_ppo.py
 
-Hardware: v5p:2x2x1 as it stands; v5e:4x8 with --set ppo.micro_batch_size=8. Scripts
-run on the hosts' CPUs, `env.num_workers` at once. Expected result: BUILD_NOTES.md,
-"TPU programs, compiled".
+Hardware: four v5p chips (v5p:2x2x1) or more; micro-batches must be a multiple of the
+chips over four, e.g. --set ppo.micro_batch_size=8 on v5e:4x8. Scripts run on the
+hosts' CPUs, `env.num_workers` at once. Expected result: BUILD_NOTES.md, "TPU programs,
+compiled".
 """
 
 import dataclasses
@@ -16,6 +17,9 @@ from mlagent_jax.config import MeshConfig, RunConfig
 
 def get_config() -> RunConfig:
     """Returns the 7B run with layers split in four and rows over the rest."""
+    config = qwen2_5_7b.get_config()
     return dataclasses.replace(
-        qwen2_5_7b.get_config(), mesh=MeshConfig(fsdp=-1, tensor=4)
+        config,
+        mesh=MeshConfig(fsdp=-1, tensor=4),
+        ppo=dataclasses.replace(config.ppo, micro_batch_size=2),
     )

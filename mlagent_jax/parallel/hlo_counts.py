@@ -46,6 +46,8 @@ _FREE = {
 }
 _FREE_TARGETS = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 _SLICES = {"dynamic-slice", "slice", "gather"}
+# Updated in place -> which operand holds the new part.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -302,8 +304,8 @@ def hbm_bytes(module: Module, computation: Computation, item: Instruction) -> fl
         part = item.shapes[1]
         is_read = operands[0].space == 0
         return _in_hbm(part) + (part.num_bytes if is_read else 0)
-    if item.opcode == "dynamic-update-slice":
-        return 2.0 * _in_hbm(operands[1])
+    if item.opcode in _UPDATES:
+        return 2.0 * _in_hbm(operands[_UPDATES[item.opcode]])
     if item.opcode in _SLICES:
         is_read = operands[0].space == 0
         return _in_hbm(item.shapes[0]) + (item.num_bytes if is_read else 0)
@@ -343,7 +345,7 @@ def _bytes_read(module: Module, body: Computation, value: Instruction) -> float:
             continue
         elif user.opcode in _SLICES and user.operands[0] == value.name:
             read += user.num_bytes
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
+        elif user.opcode in _UPDATES and user.operands[0] == value.name:
             continue  # updated in place
         elif user.opcode == "fusion":
             (name,) = user.called("calls")
@@ -369,6 +371,7 @@ def _results(body: Computation) -> Iterator[Instruction]:
 def _bytes_written(body: Computation, result: Instruction, shape: ArrayShape) -> float:
     while result.opcode == "bitcast":
         result = body.instructions[result.operands[0]]
-    if result.opcode == "dynamic-update-slice":
-        return float(body.instructions[result.operands[1]].num_bytes)
+    if result.opcode in _UPDATES:
+        part = result.operands[_UPDATES[result.opcode]]
+        return float(body.instructions[part].num_bytes)
     return float(shape.num_bytes)
