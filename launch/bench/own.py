@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from launch.bench import environment
 from launch.bench.child import ROOT
 
 
@@ -39,7 +40,16 @@ def medians(calls: dict[Any, Callable[[], object]], rounds: int) -> dict[Any, fl
     return {key: statistics.median(seconds[1:]) for key, seconds in taken.items()}
 
 
+def measure_environment(rounds: int, folder: Path) -> dict[str, Any]:
+    """Returns what steps, parallel steps and a pool of states cost."""
+    del folder
+    return environment.run(rounds)
+
+
 OWN: dict[str, Callable[[int, Path], dict[str, Any]]] = {
-    name: in_process(name)
-    for name in ("decode_by_context", "decode_by_batch", "decode_by_capacity")
+    "environment": measure_environment,
+    **{
+        name: in_process(name)
+        for name in ("decode_by_context", "decode_by_batch", "decode_by_capacity")
+    },
 }

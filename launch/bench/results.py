@@ -93,7 +93,7 @@ def _rows(own: dict[str, Any]) -> list[str]:
     """Returns a table of a curve (list of points) or of single numbers."""
     points = own.get("points")
     if not points:
-        pairs = [(k, v) for k, v in own.items() if isinstance(v, int | float | str)]
+        pairs = _flatten(own).items()
         return ["| what | value |", "|---|---|"] + [f"| {k} | {v} |" for k, v in pairs]
     columns = list(points[0])
     return [
@@ -101,6 +101,17 @@ def _rows(own: dict[str, Any]) -> list[str]:
         "|" + "---|" * len(columns),
         *("| " + " | ".join(f"{p[c]:,.4g}" for c in columns) + " |" for p in points),
     ]
+
+
+def _flatten(value: dict[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, part in value.items():
+        if isinstance(part, dict):
+            flat |= {f"{name}.{k}": v for k, v in _flatten(part).items()}
+        else:
+            flat[name] = part
+    return flat
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
