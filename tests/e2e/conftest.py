@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/e2e/tiny_config.py"
+TIMEOUT_S = 600.0
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +75,12 @@ def start_stage(
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Returns when a file that the program writes has so many lines."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not path.is_file() or path.read_text().count("\n") < count:
+        assert process.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)

@@ -13,9 +13,8 @@ import pytest
 
 from launch.common import RESTART_STATUS
 from mlagent_jax.train.checkpoint import load_params
-from tests.e2e.conftest import start_stage
+from tests.e2e.conftest import TIMEOUT_S, start_stage, wait_for_lines
 
-TIMEOUT_S = 600.0
 NOTICE_S = 60.0
 DEVICES = 4
 # Adam makes a step of one size out of any gradient, also of one that is nothing but
@@ -50,14 +49,6 @@ def finish(*processes: subprocess.Popen) -> list[str]:
     messages = [p.communicate(timeout=TIMEOUT_S)[1] for p in processes]
     assert [p.returncode for p in processes] == [0] * len(processes), messages
     return messages
-
-
-def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not path.is_file() or path.read_text().count("\n") < count:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
 
 
 def assert_close(ours: Path, theirs: Path, prefix: str) -> None:
