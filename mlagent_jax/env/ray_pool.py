@@ -10,6 +10,7 @@ imported when a pool is made (extra `ray`).
 
 import collections
 import dataclasses
+import importlib
 import logging
 import time
 from collections.abc import Mapping
@@ -287,7 +288,8 @@ def _connect(address: str) -> Any:
       ConfigError: Ray is not installed, or there is no cluster.
     """
     try:
-        import ray
+        # By name: an optional package that type checkers need not find.
+        ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise ConfigError(
             "env.backend = 'ray' needs Ray: pip install 'mlagent_jax[ray]'"
