@@ -86,12 +86,12 @@ def _score_shard(
     is_split: bool,
 ) -> tuple[jax.Array, jax.Array]:
     dtype = hidden_BTD.dtype
-    table_DV = table_DV.astype(dtype)
+    # Float32 until a chunk uses it: what the chunks add to its gradient is then summed
+    # in float32, within a device and between devices.
+    table_DV = table_DV.astype(jnp.float32)
     if is_split:
         table_DV = jax.lax.all_gather(table_DV, FSDP, axis=0, tiled=True)
         table_DV = jax.lax.pcast(table_DV, DATA, to="varying")
-    # There and back: what the chunks add to the gradient is then summed in float32.
-    table_DV = table_DV.astype(jnp.float32)
 
     @jax.checkpoint
     def score_chunk(

@@ -144,6 +144,8 @@ def gather_params(params: Any) -> Any:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         (spec,) = _specs(path)
         spec = P(*spec[len(spec) - leaf.ndim :])
+        if FSDP not in spec:  # whole already; let the compiler sum its gradient
+            return leaf
         spec = _share_kv_heads(path, spec, leaf.shape, mesh.shape[TENSOR])
         whole = P(*(None if axis == FSDP else axis for axis in spec))
         return jax.lax.with_sharding_constraint(leaf, whole)
