@@ -56,8 +56,8 @@ def main(argv: list[str]) -> None:
     pythons = {"ours": sys.executable, "hf": sys.executable}
     pythons["tunix"] = str(Path(_TUNIX_PYTHON.value).absolute())
     compared = [name for name in names if name in WORKLOADS]
-    if compared:
-        found = compare(compared, _ROUNDS.value, out / "work", pythons)
+    rounds = compare(compared, _ROUNDS.value, out / "work", pythons)
+    for found in rounds if compared else ():
         for part, value in found.items():
             result[part] |= value
         for peer in found["versions"]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ WORKLOADS = {
 
 def compare(
     names: Sequence[str], rounds: int, folder: Path, pythons: dict[str, str]
-) -> dict[str, Any]:
-    """Returns what every peer took for every workload.
+) -> Iterator[dict[str, Any]]:
+    """Yields what every peer took for every workload, as far as it is known.
+
+    After each round, so that a call that is stopped leaves what it has measured.
 
     The order of the peers is another one in every round, so that a machine that
     gets slower hurts all of them.
@@ -35,7 +37,7 @@ def compare(
       folder: from `launch.bench.prepare`.
       pythons: peer -> interpreter.
 
-    Returns:
+    Yields:
       "rounds": workload -> peer -> list of {"seconds", "tokens"}; "equal": workload
       -> peer -> how far it gives the same as ours; "versions"; "not_measured":
       peer -> reason.
@@ -71,8 +73,8 @@ def compare(
                     answer = children[peer].run(name)
                     del answer["detail"]
                     taken[peer].append(answer)
-            result["rounds"][name] = taken
-    return result
+                result["rounds"][name] = taken
+                yield result
 
 
 def agreement(ours: list[Any], theirs: list[Any]) -> str:

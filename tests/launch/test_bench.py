@@ -1,9 +1,12 @@
 """Benchmarks: the work is what it says, and ratios are computed from the rounds."""
 
 import json
+from typing import ClassVar
 
 import pytest
 
+from launch.bench import compare
+from launch.bench.child import PeerMissingError
 from launch.bench.compare import agreement
 from launch.bench.results import draw, make_cpu_ratios, make_ratios, make_table
 from launch.bench.shapes import (
@@ -92,6 +95,45 @@ def test_table_and_plot_show_every_workload_and_what_is_missing(tmp_path):
     assert "Tunix: not measured (No module named 'tunix')" in table
     draw(json.loads(json.dumps(result)), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 1_000
+
+
+class FakeChild:
+    """Stands for a peer's process; Tunix is not installed."""
+
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, name, python, folder):
+        if name == "tunix":
+            raise PeerMissingError("No module named 'tunix'")
+        self.name, self.versions = name, {"python": python}
+
+    def run(self, workload):
+        self.calls.append(self.name)
+        detail = [[1, 2]] if self.name == "ours" else [[1, 3]]
+        return {"seconds": 1.0, "cpu_s": 2.0, "tokens": 2, "detail": detail}
+
+    def close(self):
+        self.calls.append(f"close {self.name}")
+
+
+def test_peers_run_in_turns_in_changing_order_after_a_call_that_is_not_timed(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(compare, "Child", FakeChild)
+    FakeChild.calls.clear()
+    pythons = dict.fromkeys(compare.PEERS, "python3")
+    *_, result = compare.compare(["decode_uniform"], 2, tmp_path, pythons)
+    assert FakeChild.calls == ["ours", "hf"] * 2 + ["hf", "ours"] + [
+        "close hf",
+        "close ours",
+    ]
+    taken = result["rounds"]["decode_uniform"]
+    assert {peer: len(answers) for peer, answers in taken.items()} == {
+        "ours": 2,
+        "hf": 2,
+    }
+    assert result["equal"]["decode_uniform"] == {"hf": "0 of 1 replies, 1 of 2 tokens"}
+    assert result["not_measured"] == {"tunix": "No module named 'tunix'"}
 
 
 def test_agreement_counts_equal_replies_and_compares_losses():
