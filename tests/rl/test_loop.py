@@ -41,7 +41,7 @@ SETTINGS = {
     "critic_warmup_updates": 1,
     "probe_every": 8,
 }
-TIMES = ("score_s", "update_s", "rollout_s", "train_s")
+TIMES = ("score_s", "update_s", "rollout_s", "train_s", "idle_frac")
 
 
 class Bar:
