@@ -5,6 +5,7 @@ import math
 import re
 
 from mlagent_jax.errors import ConfigError
+from mlagent_jax.parallel.topology import parse_slice
 
 # Stages that run on every host of a slice.
 DEVICE_STAGES = ("pretrain", "sft", "ppo")
@@ -106,6 +107,7 @@ class PodSettings:
             if not is_ok:
                 value = getattr(self, field)
                 raise ConfigError(f"--{field}={value}: expected {expected}")
+        self.topology()
         if self.stage in ONE_HOST_STAGES and self.num_hosts() > 1:
             raise ConfigError(
                 f"--tpu={self.tpu} has {self.num_hosts()} hosts: {self.stage} runs on "
@@ -118,14 +120,10 @@ class PodSettings:
         Raises:
           ConfigError: `tpu` is not a generation and a topology.
         """
-        generation, _, shape = self.tpu.partition(":")
-        sizes = shape.split("x")
-        if generation not in GENERATIONS or not all(s.isdigit() for s in sizes):
-            raise ConfigError(
-                f"--tpu={self.tpu}: expected one of {', '.join(GENERATIONS)} and a "
-                "topology, e.g. v5p:2x2x2"
-            )
-        return tuple(int(size) for size in sizes)
+        try:
+            return parse_slice(self.tpu).shape
+        except ConfigError as error:
+            raise ConfigError(f"--tpu={self.tpu}: {error}") from error
 
     def generation(self) -> Generation:
         """Returns the facts about this kind of TPU."""

@@ -38,13 +38,16 @@ def test_a_replica_is_a_full_copy_split_as_far_as_the_model_allows(
     mesh = make_mesh(MeshConfig(fsdp=8))
     params = jax.device_put(tiny_params, tree_shardings(mesh, tiny_params))
     replica = hosts.Replica(qwen2.abstract_params(tiny_config), "float32")
-    # Two key/value heads cannot be split over more than two devices.
-    assert dict(replica.mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    # Four query heads cannot be split over more than four devices.
+    assert dict(replica.mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
     copy = replica.copy(params)
     jax.tree.map(np.testing.assert_array_equal, copy, tiny_params)
-    kernel = copy["layers"]["self_attn"]["k_proj"]["kernel"]
-    assert kernel.sharding.mesh == replica.mesh
-    assert kernel.addressable_shards[0].data.shape == (2, 32, 1, 8)
+    attention = copy["layers"]["self_attn"]
+    query, key = attention["q_proj"]["kernel"], attention["k_proj"]["kernel"]
+    assert query.sharding.mesh == replica.mesh
+    assert query.addressable_shards[0].data.shape == (2, 32, 1, 8)
+    # Two key/value heads cannot be split four ways: every device keeps both.
+    assert key.addressable_shards[0].data.shape == (2, 32, 2, 8)
 
 
 def test_a_copy_that_fills_a_device_is_refused(tiny_config):
