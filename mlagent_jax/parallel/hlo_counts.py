@@ -335,7 +335,8 @@ def _fusion_bytes(
 
 def _bytes_read(module: Module, body: Computation, value: Instruction) -> float:
     """Returns how much of an operand a fusion reads."""
-    read = 0.0
+    # A fusion within a fusion may only rename its operand, for its caller to read.
+    read = float(value.num_bytes) if value.is_root else 0.0
     for user in body.instructions.values():
         if value.name not in user.operands:
             continue

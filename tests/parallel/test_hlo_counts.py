@@ -94,6 +94,27 @@ def test_only_what_passes_main_memory_counts_as_traffic(recorded):
     assert recorded.hbm_bytes == 5 * (2 * x + 4 + 64 * 4 + 3 * x)
 
 
+def test_what_a_nested_fusion_only_renames_is_read_whole():
+    text = """
+%rename (p: f32[4,8]) -> f32[32] {
+  %p = f32[4,8]{1,0} parameter(0)
+  ROOT %b = f32[32]{0} bitcast(%p)
+}
+
+%outer (q: f32[4,8]) -> f32[] {
+  %q = f32[4,8]{1,0} parameter(0)
+  %inner = f32[32]{0} fusion(%q), kind=kLoop, calls=%rename
+  ROOT %sum = f32[]{:S(1)} reduce(%inner), to_apply=%add
+}
+
+ENTRY %main (a: f32[4,8]) -> f32[] {
+  %a = f32[4,8]{1,0} parameter(0)
+  ROOT %f = f32[]{:S(1)} fusion(%a), kind=kInput, calls=%outer
+}
+"""
+    assert count(hlo.parse(text)).hbm_bytes == 4 * 8 * 4
+
+
 def test_a_loop_whose_trips_depend_on_data_is_named_and_counts_once():
     text = RECORDED.replace("constant(5)", "parameter(1)")
     counts = count(hlo.parse(text))
