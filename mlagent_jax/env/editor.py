@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 from mlagent_jax.config import EnvConfig
+from mlagent_jax.env.pool_jobs import JobResult
 from mlagent_jax.env.snapshots import SnapshotStore, write_atomically
 from mlagent_jax.env.step_loop import Pool
-from mlagent_jax.env.worker_pool import JobResult
 from mlagent_jax.env.workspace import check_path
 from mlagent_jax.errors import ActionError, DataError
 from mlagent_jax.policy.base import Policy, Reply, Request

@@ -8,10 +8,8 @@ once more; then the job's result is an error, so no sample is lost silently. Ray
 imported when a pool is made (extra `ray`).
 """
 
-import collections
 import dataclasses
 import importlib
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,18 +17,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlagent_jax.config import EnvConfig
+from mlagent_jax.env.pool_jobs import Job, JobResult, PoolJobs
 from mlagent_jax.env.worker import EnvironmentFactory, answer, make_environment
-from mlagent_jax.env.worker_pool import (
-    MAX_ATTEMPTS,
-    Job,
-    JobResult,
-    job_limit_s,
-    rebuild_error,
-)
 from mlagent_jax.errors import ConfigError, EnvUnavailableError
 from mlagent_jax.types import EditorCall, State, Task
-
-_log = logging.getLogger(__name__)
 
 _CHECK_S = 0.5  # how often hanging actors are looked for while waiting
 # Before one counts as hanging at its start: the cluster may be adding nodes.
@@ -73,29 +63,23 @@ class RayPool:
           ConfigError: Ray is not installed, or there is no cluster.
         """
         self._ray = _connect(cfg.ray_address)
-        self._cfg = cfg
-        self._tasks = tasks
         self._setup = self._ray.put((make, dict(tasks), store_root, cfg))
         # One CPU each, spread out; a lost one is replaced by us, with its job.
         self._actor_class = self._ray.remote(
             num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD"
         )(_Environment)
-        self._queue: collections.deque[Job] = collections.deque()
-        self._failed: list[tuple[Job, JobResult]] = []
-        self._ids: set[str] = set()
-        self._num_submitted = 0
-        self._num_losses_in_a_row = 0
+        self._jobs = PoolJobs(tasks, cfg.num_workers)
         self._actors = [self._start() for _ in range(cfg.num_workers)]
 
     def submit(
         self, job_id: str, state: State, reply: str, edit: EditorCall | None = None
     ) -> None:
         """Queues `Environment.step(state, reply, edit)`."""
-        self._submit(job_id, "step", (state, reply, edit), state.task_id)
+        self._jobs.submit(job_id, state, reply, edit)
 
     def submit_reset(self, job_id: str, task_id: str) -> None:
         """Queues `Environment.reset(task_id)`."""
-        self._submit(job_id, "reset", (task_id,), task_id)
+        self._jobs.submit_reset(job_id, task_id)
 
     def poll(self, timeout_s: float) -> list[JobResult]:
         """Returns jobs that are done, in the order of their submission.
@@ -109,29 +93,18 @@ class RayPool:
           MlAgentError: a worker met a fault of the user, e.g. a damaged file.
           RuntimeError: a worker met a bug; the text has its traceback.
         """
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            self._dispatch()
-            remaining_s = deadline_s - time.monotonic()
-            done = self._collect(min(max(remaining_s, 0.0), _CHECK_S))
-            done, self._failed = [*done, *self._failed], []
-            if done:
-                self._dispatch()
-                done.sort(key=lambda pair: pair[0].number)
-                self._ids -= {job.id for job, _ in done}
-                return [result for _, result in done]
-            if not self._ids or remaining_s <= 0:
-                return []
+        return self._jobs.wait(
+            timeout_s, dispatch=self._dispatch, collect=self._collect
+        )
 
     def num_pending(self) -> int:
         """Returns how many submitted jobs `poll` has not returned yet."""
-        return len(self._ids)
+        return self._jobs.num_pending()
 
     def close(self) -> None:
         """Ends all actors; pending jobs are lost. May be called twice."""
         actors, self._actors = self._actors, []
-        self._queue.clear()
-        self._ids.clear()
+        self._jobs.clear()
         for actor in actors:
             self._ray.kill(actor.handle)
 
@@ -148,113 +121,58 @@ class RayPool:
         """Closes the pool."""
         self.close()
 
-    def _submit(
-        self, job_id: str, method: str, arguments: tuple[Any, ...], task_id: str
-    ) -> None:
-        if job_id in self._ids:
-            raise ValueError(f"job {job_id!r} is pending already; use another id")
-        self._ids.add(job_id)
-        self._queue.append(
-            Job(
-                id=job_id,
-                number=self._num_submitted,
-                method=method,
-                arguments=arguments,
-                limit_s=job_limit_s(self._tasks.get(task_id)),
-            )
-        )
-        self._num_submitted += 1
-
     def _start(self) -> _Actor:
         handle = self._actor_class.remote()
         return _Actor(handle=handle, ref=handle.start.remote(self._setup))
 
     def _dispatch(self) -> None:
-        """Gives queued jobs to idle actors."""
+        """Gives waiting jobs to idle actors."""
         for actor in self._actors:
-            if not self._queue:
-                return
             if actor.ref is not None:
                 continue
-            job = actor.job = self._queue.popleft()
-            job.num_attempts += 1
-            actor.start_s = time.monotonic()
+            job = actor.job = self._jobs.take()
+            if job is None:
+                return
             actor.ref = actor.handle.run.remote(job.method, job.arguments)
 
-    def _collect(self, timeout_s: float) -> list[tuple[Job, JobResult]]:
-        """Returns what arrived within `timeout_s`, and replaces lost actors."""
+    def _collect(self, timeout_s: float) -> None:
+        """Takes what arrives within `timeout_s`, and replaces lost actors."""
         busy = {actor.ref: actor for actor in self._actors if actor.ref is not None}
         ready: list[Any] = []
         if busy:
-            ready, _ = self._ray.wait(list(busy), timeout=timeout_s)
-        done: list[tuple[Job, JobResult]] = []
+            ready, _ = self._ray.wait(list(busy), timeout=min(timeout_s, _CHECK_S))
         for ref, actor in busy.items():
             limit_s = _START_LIMIT_S if actor.job is None else actor.job.limit_s
+            start_s = actor.start_s if actor.job is None else actor.job.start_s
             if ref in ready:
                 try:
                     message = self._ray.get(ref)
                 except self._ray.exceptions.RayError as error:
                     self._replace(actor, f"was lost ({type(error).__name__})")
                     continue
-                done += self._handle(actor, message)
-            elif time.monotonic() - actor.start_s > limit_s:
+                self._handle(actor, message)
+            elif time.monotonic() - start_s > limit_s:
                 self._replace(actor, f"hung for {limit_s:.0f} s")
-        return done
 
-    def _handle(
-        self, actor: _Actor, message: tuple[Any, ...]
-    ) -> list[tuple[Job, JobResult]]:
-        """Acts on an answer; returns the job that it finishes, if any.
-
-        Raises:
-          MlAgentError: the worker met a fault of the user.
-          RuntimeError: the worker met a bug.
-        """
+    def _handle(self, actor: _Actor, message: tuple[Any, ...]) -> None:
+        """Acts on an answer; the actor is idle again."""
         job, actor.job, actor.ref = actor.job, None, None
-        match message:
-            case ("started",):
-                return []
-            case ("done", value, error, seconds):
-                assert job is not None, "an actor answered without a job"
-                self._num_losses_in_a_row = 0
-                result = JobResult(
-                    job_id=job.id, value=value, error=error, seconds=seconds
-                )
-                return [(job, result)]
-            case ("raised", name, text):
-                if job is not None:
-                    self._ids.discard(job.id)
-                error = rebuild_error(name, text)
-                raise error
-            case _:
-                raise RuntimeError(f"unknown message from a worker: {message!r:.80}")
+        if message != ("started",):
+            self._jobs.answer(job, message)
 
     def _replace(self, actor: _Actor, what: str) -> None:
-        """Starts another actor and decides what becomes of the lost one's job.
+        """Starts another actor in the place of a lost one.
 
         Raises:
           EnvUnavailableError: too many were lost one after the other.
         """
-        job = actor.job
-        _log.warning(
-            "an environment worker on Ray %s%s",
-            what,
-            "" if job is None else f" at job {job.id}, attempt {job.num_attempts}",
-        )
+        self._jobs.lose(actor.job, "an environment worker on Ray", what)
         self._ray.kill(actor.handle)
         self._actors.remove(actor)
-        if job is not None and job.num_attempts < MAX_ATTEMPTS:
-            self._queue.appendleft(job)
-        elif job is not None:
-            error = f"the worker {what}, {job.num_attempts} times"
-            seconds = time.monotonic() - actor.start_s
-            result = JobResult(job_id=job.id, value=None, error=error, seconds=seconds)
-            self._failed.append((job, result))
-        self._num_losses_in_a_row += 1
         # A node takes all of its actors along, and each job is tried again.
-        if self._num_losses_in_a_row > 3 + 2 * self._cfg.num_workers:
+        if self._jobs.is_hopeless():
             raise EnvUnavailableError(
-                f"{self._num_losses_in_a_row} environment workers on Ray in a row "
+                f"{self._jobs.num_losses_in_a_row} environment workers on Ray in a row "
                 f"were lost (the last one {what}); see the cluster's logs"
             )
         self._actors.append(self._start())

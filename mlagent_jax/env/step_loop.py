@@ -12,8 +12,8 @@ from typing import Protocol
 
 from mlagent_jax.config import PromptConfig
 from mlagent_jax.env.environment import Start
+from mlagent_jax.env.pool_jobs import JobResult
 from mlagent_jax.env.snapshots import SnapshotStore
-from mlagent_jax.env.worker_pool import JobResult
 from mlagent_jax.policy.base import Policy, Reply, Request
 from mlagent_jax.text.profiles import get_profile
 from mlagent_jax.types import EditorCall, ProfileName, State, StepRecord, Task

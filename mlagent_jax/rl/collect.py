@@ -15,11 +15,11 @@ from mlagent_jax.config import RunConfig
 from mlagent_jax.data.state_pool import PoolState
 from mlagent_jax.env.environment import advance
 from mlagent_jax.env.grading import grade
+from mlagent_jax.env.pool_jobs import JobResult
 from mlagent_jax.env.reward import compute_reward
 from mlagent_jax.env.runner import StepJob, run_steps
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import Pool
-from mlagent_jax.env.worker_pool import JobResult
 from mlagent_jax.errors import EnvUnavailableError
 from mlagent_jax.parallel import hosts
 from mlagent_jax.policy.base import Policy, Reply, Request

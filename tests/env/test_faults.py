@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlagent_jax.config import EnvConfig
-from mlagent_jax.env import snapshots, worker_pool
+from mlagent_jax.env import pool_jobs, snapshots
 from mlagent_jax.env.cached_runner import differences
 from mlagent_jax.env.environment import Environment
 from mlagent_jax.env.execution_cache import ExecutionCache
@@ -78,7 +78,7 @@ def test_a_failing_disk_is_our_fault_in_every_write(task, tmp_path, monkeypatch)
 
 
 def test_a_read_that_hangs_costs_its_job_and_nothing_else(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker_pool, "_HANG_GRACE_S", -38.0)  # 2 * 20 - 38 = 2 s
+    monkeypatch.setattr(pool_jobs, "_HANG_GRACE_S", -38.0)  # 2 * 20 - 38 = 2 s
     root = tmp_path / "store"
     cfg = EnvConfig(num_workers=1, use_cache=False)
     with WorkerPool({"toy": task}, root, cfg, make=make_fake_environment) as pool:

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from mlagent_jax.config import EnvConfig, PromptConfig
+from mlagent_jax.env.pool_jobs import JobResult
 from mlagent_jax.env.runner import (
     StepJob,
     TrajectorySpec,
@@ -15,7 +16,7 @@ from mlagent_jax.env.runner import (
     run_trajectories,
 )
 from mlagent_jax.env.snapshots import SnapshotStore
-from mlagent_jax.env.worker_pool import JobResult, WorkerPool
+from mlagent_jax.env.worker_pool import WorkerPool
 from mlagent_jax.errors import EnvUnavailableError
 from mlagent_jax.policy.base import Reply
 from mlagent_jax.text.actions import render_action

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from mlagent_jax.config import EnvConfig
-from mlagent_jax.env import worker_pool
+from mlagent_jax.env import pool_jobs, worker_pool
 from mlagent_jax.env.environment import Start
-from mlagent_jax.env.worker_pool import JobResult, WorkerPool
+from mlagent_jax.env.pool_jobs import JobResult
+from mlagent_jax.env.worker_pool import WorkerPool
 from mlagent_jax.errors import DataError, EnvUnavailableError, TaskError
 from mlagent_jax.text.actions import render_action
 from mlagent_jax.types import Action, ActionKind, Limits, Outcome, StepRecord
@@ -169,7 +170,7 @@ def test_ctrl_c_is_left_to_the_parent(pool, state):
 
 
 def test_a_hung_worker_is_replaced(pool, state, monkeypatch):
-    monkeypatch.setattr(worker_pool, "_HANG_GRACE_S", -39.0)  # 2 * 20 - 39 = 1 s
+    monkeypatch.setattr(pool_jobs, "_HANG_GRACE_S", -39.0)  # 2 * 20 - 39 = 1 s
     pool.submit("hung", state, write("sleep 100\n"))
     result = wait_for(pool)["hung"]
     assert "hung for 1 s" in result.error

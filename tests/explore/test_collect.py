@@ -16,8 +16,8 @@ from mlagent_jax.config import (
 )
 from mlagent_jax.data.trajectories import TrajectoryFile
 from mlagent_jax.env.environment import Start, advance
+from mlagent_jax.env.pool_jobs import JobResult
 from mlagent_jax.env.snapshots import SnapshotStore
-from mlagent_jax.env.worker_pool import JobResult
 from mlagent_jax.env.workspace import apply_action
 from mlagent_jax.errors import DataError, EnvUnavailableError, PolicyError
 from mlagent_jax.explore.collect import collect
