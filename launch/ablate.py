@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from launch import common
+from launch import common, exits, run_record
 from launch.grid_plan import DONE_FILE, Node, PlannedRun, plan_grid, unique_nodes
 from launch.grid_results import make_ablation, measure_run
 from mlagent_jax.config import Grid
@@ -49,7 +49,7 @@ def main(grid: Grid, workdir: Path, overrides: Sequence[str]) -> None:
     write_tables(grid, runs, workdir / "ablation")
     if failed:
         logs = "\n".join(f"  {node.folder / 'log.txt'}" for node in failed)
-        common.fail(
+        exits.fail(
             f"{len(failed)} stages failed; what does not need them has run. Their "
             f"logs:\n{logs}\nthe same command tries them again",
             status=1,
@@ -102,7 +102,7 @@ def run_node(base: str, node: Node) -> int:
         f"--workdir={node.folder}",
         *(f"--set={override}" for override in node.overrides),
     ]
-    environment = os.environ | {common.PARENT_PID: str(os.getpid())}
+    environment = os.environ | {exits.PARENT_PID: str(os.getpid())}
     start = time.monotonic()
     with (node.folder / "log.txt").open("ab") as log:
         status = subprocess.run(
@@ -110,7 +110,7 @@ def run_node(base: str, node: Node) -> int:
         ).returncode
     if status == 0:
         seconds = round(time.monotonic() - start, 2)
-        common.write_json(node.folder / DONE_FILE, {"seconds": seconds})
+        run_record.write_json(node.folder / DONE_FILE, {"seconds": seconds})
     return status
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 from absl import logging as absl_logging
 
-from launch import common
+from launch import common, exits, run_record
 from mlagent_jax.config import ModelConfig, RunConfig
 from mlagent_jax.errors import MlAgentError
 from mlagent_jax.parallel.topology import Slice, parse_slice
@@ -49,12 +49,12 @@ _GIB = 2**30
 def main(argv: Sequence[str]) -> None:
     """Compiles, prints and writes; a deliberate error ends with exit status 2."""
     if len(argv) > 1:
-        common.fail(f"unexpected arguments {argv[1:]}")
+        exits.fail(f"unexpected arguments {argv[1:]}")
     try:
         tpu_slice = parse_slice(_TOPOLOGY.value or "")
         fits = _compile_all(common.flagged_config(), tpu_slice, _PROGRAM.value)
     except MlAgentError as error:
-        common.fail(str(error))
+        exits.fail(str(error))
     else:
         sys.exit(0 if fits else 1)
 
@@ -113,7 +113,7 @@ def _compile_all(config: RunConfig, tpu_slice: Slice, which: str) -> bool:
         result["suggestion"] = suggestion(config, model, tpu_slice, which)
         print(f"\ndoes not fit {tpu_slice.name}; try: {result['suggestion']}")
     if _JSON.value is not None:
-        common.write_json(Path(_JSON.value), result)
+        run_record.write_json(Path(_JSON.value), result)
     return fits
 
 

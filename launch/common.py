@@ -1,4 +1,4 @@
-"""What every stage program shares: flags, the run directory, errors, progress.
+"""What every stage program shares: flags, opening the run, errors, progress.
 
 Three flags are the whole command line of a stage: `--config` (a file with
 `get_config()`), `--workdir` and `--set section.field=value`. Stages that use devices
@@ -6,27 +6,21 @@ also run on several hosts, where every host starts the same command; `--coordina
 then says how they find each other. jax is imported only for device stages.
 """
 
-import ctypes
 import dataclasses
-import fcntl
-import importlib.metadata
 import json
-import os
-import platform
-import signal
-import subprocess
 import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 from absl import logging as absl_logging
 from tqdm import tqdm
 
+from launch import run_record
+from launch.device_setup import joined_hosts
+from launch.exits import RESTART_STATUS, die_with_parent, fail
 from mlagent_jax import config as config_lib
 from mlagent_jax.config import Grid, RunConfig
 from mlagent_jax.errors import ConfigError, MlAgentError, RunInterruptedError
@@ -55,41 +49,6 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 )
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Number of this host, from 0; not with --coordinator=auto."
-)
-
-# Exit status of a run that the same command continues (EX_TEMPFAIL of sysexits.h).
-RESTART_STATUS = 75
-# A lost host is noticed after this time. Stopping waits for nobody: an unfinished
-# shutdown would keep a failed host's error from the others.
-_HEARTBEAT_TIMEOUT_S = 30
-_SHUTDOWN_TIMEOUT_S = 30
-
-# Set by launch.pipeline for the stages it starts.
-PARENT_PID = "MLAGENT_PIPELINE_PID"
-_PR_SET_PDEATHSIG = 1
-_LOCK_TRIES = 10  # seconds, for a killed predecessor to be gone
-
-# A run directory belongs to one value of these: later stages read what earlier
-# ones wrote under them. Other fields may change between stages of one run.
-_IDENTITY_FIELDS = (
-    "seed",
-    "task_root",
-    "real_data",
-    "held_in",
-    "init",
-    "model",
-    "tokenizer",
-)
-_VERSIONED_PACKAGES = (
-    "jax",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "transformers",
-    "scikit-learn",
-    "numpy",
-    "pandas",
 )
 
 
@@ -124,7 +83,7 @@ def run_stage(
         if _COORDINATOR.value is not None:
             raise ConfigError("--coordinator: this stage runs on one host only")
         run = open_run(config_of_run)
-        with _locked(run.workdir / f".{lock}.lock"):
+        with run_record.locked(run.workdir / f".{lock}.lock"):
             main(run)
 
     _run_program(start)
@@ -142,7 +101,7 @@ def run_grid(main: Callable[[Grid, Path, Sequence[str]], None]) -> None:
         grid = config_lib.load_grid(_CONFIG.value)
         workdir = Path(_WORKDIR.value or f"runs/{grid.name}").resolve()
         workdir.mkdir(parents=True, exist_ok=True)
-        with _locked(workdir / ".ablate.lock"):
+        with run_record.locked(workdir / ".ablate.lock"):
             main(grid, workdir, _SET.value)
 
     _run_program(start)
@@ -157,7 +116,10 @@ def run_device_stage(main: Callable[[Run, "StopSignal"], None]) -> None:
     def start() -> None:
         from mlagent_jax.train.stopping import StopSignal
 
-        with _joined_hosts(), _open_shared_run() as run, StopSignal() as stop:
+        hosts = joined_hosts(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
+        with hosts, _open_shared_run() as run, StopSignal() as stop:
             main(run, stop)
 
     _run_program(start)
@@ -187,59 +149,6 @@ def _run_program(start: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _joined_hosts() -> Iterator[None]:
-    """Connects the hosts of the run while the block runs.
-
-    A host that fails leaves at once: the usual end waits for all hosts, and they for
-    this one.
-    """
-    if _COORDINATOR.value is None:
-        yield
-        return
-    import jax
-
-    is_auto = _COORDINATOR.value == "auto"
-    jax.distributed.initialize(
-        coordinator_address=None if is_auto else _COORDINATOR.value,
-        num_processes=_NUM_PROCESSES.value,
-        process_id=_PROCESS_ID.value,
-        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
-        shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_S,
-    )
-    with ExitStack() as stack:
-        stack.push(_leave_at_once)
-        yield
-
-
-def _leave_at_once(
-    kind: type[BaseException] | None, error: BaseException | None, trace: Any
-) -> None:
-    """Ends the process without clean-up if there was an error."""
-    import jax
-
-    if error is None:
-        return
-    status = 2
-    if isinstance(error, RunInterruptedError):
-        status = RESTART_STATUS
-    elif isinstance(error, jax.errors.JaxRuntimeError) and _is_lost_host(str(error)):
-        error = RunInterruptedError(
-            f"a step of all hosts failed ({error!s:.300}). Another host has ended; its "
-            "log says why. The same command on all hosts continues"
-        )
-        status = RESTART_STATUS
-    elif not isinstance(error, MlAgentError):
-        traceback.print_exception(kind, error, trace)
-        os._exit(1)
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    os._exit(status)
-
-
-def _is_lost_host(message: str) -> bool:
-    return "RESOURCE_EXHAUSTED" not in message
-
-
-@contextmanager
 def _open_shared_run() -> Iterator[Run]:
     """Yields the run that all hosts open; the first one writes run.json.
 
@@ -249,19 +158,13 @@ def _open_shared_run() -> Iterator[Run]:
     from mlagent_jax.parallel import hosts
 
     config, workdir = _load()
-    hosts.check_same({"config": to_json(config), "versions": _versions()})
+    hosts.check_same({"config": to_json(config), "versions": run_record.versions()})
     with ExitStack() as stack:
         if hosts.is_primary():
             open_run()
-            stack.enter_context(_locked(workdir / ".stage.lock"))
+            stack.enter_context(run_record.locked(workdir / ".stage.lock"))
         hosts.barrier("run directory")
         yield Run(config=config, workdir=workdir.resolve())
-
-
-def fail(message: str, status: int = 2) -> None:
-    """Prints `message` as one error and exits with `status`."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)
 
 
 def open_run(config_of_run: bool = False) -> Run:
@@ -278,8 +181,8 @@ def open_run(config_of_run: bool = False) -> Run:
         return recorded_run(Path(_WORKDIR.value), _SET.value)
     config, workdir = _load()
     workdir.mkdir(parents=True, exist_ok=True)
-    _check_identity(config, workdir / "run.json")
-    write_json(workdir / "run.json", _run_record(config))
+    run_record.check_identity(config, workdir / "run.json")
+    run_record.write_json(workdir / "run.json", run_record.make_record(config))
     return Run(config=config, workdir=workdir.resolve())
 
 
@@ -329,13 +232,6 @@ def workdir_or(default: Path) -> Path:
     return Path(_WORKDIR.value) if _WORKDIR.value else default
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON so that a reader never sees half a file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(to_json(value), indent=1) + "\n")
-    os.replace(partial, path)
-
-
 @contextmanager
 def progress(
     total: int, desc: str, unit: str, initial: int = 0, *, unit_scale: bool = False
@@ -362,95 +258,3 @@ def _is_other_host() -> bool:
     from mlagent_jax.parallel import hosts
 
     return not hosts.is_primary()
-
-
-def die_with_parent() -> None:
-    """Makes this process end when its parent does, even by kill -9 (Linux).
-
-    Without it a killed pipeline would leave its stage writing into the run
-    directory while the same command starts again.
-    """
-    parent = os.environ.get(PARENT_PID)
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):
-        fail("the pipeline that started this stage is gone", status=1)
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled XLA programs between processes (in the user's cache folder)."""
-    import jax  # Only device stages may import jax.
-
-    root = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-    jax.config.update("jax_compilation_cache_dir", f"{root}/mlagent_jax/xla")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the run directory; a second stage in it would mix up its files.
-
-    Raises:
-      ConfigError: another process holds it.
-    """
-    with path.open("w") as file:
-        for _ in range(_LOCK_TRIES):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(1.0)
-        else:
-            raise ConfigError(
-                f"{path.parent} is in use by another process; wait for it, or give "
-                "another --workdir"
-            )
-        yield
-
-
-def _check_identity(config: RunConfig, path: Path) -> None:
-    if not path.is_file():
-        return
-    try:
-        recorded = json.loads(path.read_text())["config"]
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); move it away") from error
-    ours = to_json(config)
-    changed = [f for f in _IDENTITY_FIELDS if recorded.get(f) != ours[f]]
-    if changed:
-        lines = [f"  {f}: {recorded.get(f)} -> {ours[f]}" for f in changed]
-        raise ConfigError(
-            f"{path.parent} belongs to a run with other settings; use another "
-            "--workdir:\n" + "\n".join(lines)
-        )
-
-
-def _run_record(config: RunConfig) -> dict[str, Any]:
-    return {
-        "config": config,
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "versions": _versions(),
-        "commit": _git_commit(),
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count()},
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _VERSIONED_PACKAGES}
-
-
-def _git_commit() -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from launch import common
+from launch import common, exits
 from launch.weights import find_checkpoint, tokenizer_path
 from mlagent_jax.config import ModelConfig, RunConfig
 from mlagent_jax.errors import ConfigError, MlAgentError
@@ -234,10 +234,10 @@ def _load_run_config(src: Path) -> RunConfig:
 def main(argv: list[str]) -> None:
     """Reads the flags and converts; a deliberate error is one message, status 2."""
     if len(argv) > 1:
-        common.fail(f"unexpected arguments {argv[1:]}")
+        exits.fail(f"unexpected arguments {argv[1:]}")
     src, dst = _SRC.value, _DST.value
     if not (src and dst):
-        common.fail("--src and --dst are required")
+        exits.fail("--src and --dst are required")
     try:
         convert(
             Path(src),
@@ -247,9 +247,9 @@ def main(argv: list[str]) -> None:
             overwrite=_OVERWRITE.value,
         )
     except MlAgentError as error:
-        common.fail(str(error))
+        exits.fail(str(error))
     except OSError as error:
-        common.fail(f"{error.strerror}: {error.filename}")
+        exits.fail(f"{error.strerror}: {error.filename}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from launch import common
+from launch import common, device_setup
 from launch.policies import make_configured_policy, stop_reason_of
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.explore.collect import IdeaPool, make_idea_pools
@@ -73,5 +73,5 @@ def _embedder(run: common.Run, stack: ExitStack) -> Embed:
     # Only here is jax imported: collecting otherwise stays clear of the accelerator.
     from launch.local_embeddings import load_embedder
 
-    common.use_compilation_cache()
+    device_setup.use_compilation_cache()
     return load_embedder(Path(run.config.init))

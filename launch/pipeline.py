@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from launch import common
+from launch import common, exits, run_record
 from mlagent_jax.config import RunConfig
 
 
@@ -50,17 +50,17 @@ def main(run: common.Run) -> None:
         start = time.monotonic()
         environment = os.environ | {
             "PYTHONUNBUFFERED": "1",
-            common.PARENT_PID: str(os.getpid()),
+            exits.PARENT_PID: str(os.getpid()),
         }
         status = _run(arguments, environment)
         if status != 0:
-            common.fail(
+            exits.fail(
                 f"stage {name} ended with status {status}; "
                 "the same command continues from there",
                 status=status if status > 0 else 1,
             )
         seconds[name] = round(time.monotonic() - start, 2)
-        common.write_json(path, seconds)
+        run_record.write_json(path, seconds)
 
 
 def _run(arguments: list[str], environment: dict[str, str]) -> int:

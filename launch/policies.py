@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from launch import common
+from launch import common, device_setup
 from mlagent_jax.config import PolicyConfig
 from mlagent_jax.data.jsonl import append_line, heal, read_lines
 from mlagent_jax.errors import ConfigError
@@ -85,7 +85,7 @@ def make_configured_policy(run: common.Run, cfg: PolicyConfig, name: str) -> Pol
     # Only here is jax imported: host stages stay clear of the accelerator.
     from launch.local_policies import load_local_policy
 
-    common.use_compilation_cache()
+    device_setup.use_compilation_cache()
     return load_local_policy(run, cfg.checkpoint, name)
 
 

@@ -4,7 +4,7 @@ Reads <workdir>/{tasks,trajectories,tokenizer,sft}, writes <workdir>/ppo; the sa
 command continues a run that was stopped.
 """
 
-from launch import common
+from launch import common, device_setup
 from launch.policies import make_editor
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.evaluation.records import score_trajectory
@@ -16,7 +16,7 @@ from mlagent_jax.types import Task, Trajectory
 
 def main(run: common.Run, stop: StopSignal) -> None:
     """Trains to the last update of the config."""
-    common.use_compilation_cache()
+    device_setup.use_compilation_cache()
     editor = make_editor(run) if run.config.env.profile == "mlab" else None
     try:
         run_ppo(

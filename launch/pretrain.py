@@ -4,14 +4,14 @@ Reads <workdir>/{tasks,trajectories}, writes <workdir>/{tokenizer,pretrain}; the
 command continues a run that was stopped. Only for runs without pretrained weights.
 """
 
-from launch import common
+from launch import common, device_setup
 from mlagent_jax.train.pretrain import run_pretrain
 from mlagent_jax.train.stopping import StopSignal
 
 
 def main(run: common.Run, stop: StopSignal) -> None:
     """Trains to the last update of the config."""
-    common.use_compilation_cache()
+    device_setup.use_compilation_cache()
     accuracy = run_pretrain(
         run.config, run.workdir, progress=common.progress, stop=stop
     )

@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
-from launch import common
+from launch import common, exits
 from mlagent_jax.env.environment import Environment
 from mlagent_jax.env.executor import Executor
 from mlagent_jax.env.replay import Divergence, replay_trajectory
@@ -139,11 +139,11 @@ def _load_task(run: common.Run, task_id: str) -> Task:
 def _main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     if len(argv) != 2:
-        common.fail("expected one file of trajectories; --help explains")
+        exits.fail("expected one file of trajectories; --help explains")
     try:
         num_diverged = replay_file(Path(argv[1]), list(_ID.value))
     except MlAgentError as error:
-        common.fail(str(error))
+        exits.fail(str(error))
     else:
         sys.exit(1 if num_diverged else 0)
 

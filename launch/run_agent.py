@@ -29,7 +29,7 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
-from launch import agent_page, common
+from launch import agent_page, common, exits, run_record
 from launch.policies import make_configured_policy, make_policy
 from launch.pools import open_pool
 from mlagent_jax.config import EnvConfig, PolicyConfig, RunConfig, apply_override
@@ -157,7 +157,7 @@ def run_agent(workdir: Path, folder: Path, policy_name: str) -> None:
     agent = resolve_agent(policy_name, base, workdir)
     config = dataclasses.replace(agent.run.config, editor=_editor_config(agent))
     run = common.Run(config=config, workdir=agent.run.workdir)
-    common.write_json(
+    run_record.write_json(
         workdir / "run.json",
         {"config": config, "command": sys.argv, "policy": policy_name},
     )
@@ -259,7 +259,7 @@ def _as_name(text: str) -> str:
 
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
-        common.fail(f"unexpected arguments {argv[1:]}; see --help")
+        exits.fail(f"unexpected arguments {argv[1:]}; see --help")
     absl_logging.set_verbosity(absl_logging.WARNING)
     try:
         if not _TASK.value or not _POLICY.value:
@@ -272,9 +272,9 @@ def _main(argv: list[str]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         run_agent(workdir, folder, _POLICY.value)
     except MlAgentError as error:
-        common.fail(str(error))
+        exits.fail(str(error))
     except KeyboardInterrupt:
-        common.fail("interrupted; the same command continues", status=130)
+        exits.fail("interrupted; the same command continues", status=130)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from absl import app, flags
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from launch.common import fail
+from launch.exits import fail
 
 _UPDATES = flags.DEFINE_integer("updates", 4, "How many of the last updates to show.")
 

@@ -30,7 +30,8 @@ from launch.bench.results import (
     make_table,
 )
 from launch.bench.shapes import parse_shapes
-from launch.common import fail, write_json
+from launch.exits import fail
+from launch.run_record import write_json
 
 _OUT = flags.DEFINE_string("out", "runs/bench", "Folder of the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed calls of everything.")

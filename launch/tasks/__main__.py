@@ -31,7 +31,7 @@ import sys
 
 from absl import app, flags
 
-from launch import common
+from launch import exits
 from launch.tasks import commands
 from mlagent_jax.errors import MlAgentError
 
@@ -75,9 +75,9 @@ def _main(argv: list[str]) -> None:
     try:
         is_right = commands.dispatch(argv[1:], options)
     except MlAgentError as error:
-        common.fail(str(error))
+        exits.fail(str(error))
     except KeyboardInterrupt:
-        common.fail("interrupted", status=130)
+        exits.fail("interrupted", status=130)
     else:
         sys.exit(0 if is_right else 1)
 

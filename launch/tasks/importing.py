@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from launch.common import write_json
+from launch.run_record import write_json
 from mlagent_jax.env.archive import archive_hashes
 from mlagent_jax.env.task import prepare_task
 from mlagent_jax.env.task_folder import RealSpec, read_spec

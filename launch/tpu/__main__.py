@@ -20,7 +20,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launch import common
+from launch import exits
 from launch.tpu import gke, vm
 from launch.tpu.loop import run_until_done
 from launch.tpu.settings import PodSettings
@@ -116,15 +116,13 @@ def run(pod: PodSettings, command: str, on: str, is_dry: bool) -> None:
         for line in todo:
             status, _ = execute(line, False)
             if status != 0:
-                common.fail(f"exit status {status} of: {shlex.join(line)}", status)
+                exits.fail(f"exit status {status} of: {shlex.join(line)}", status)
 
 
 def main(argv: list[str]) -> None:
     """Reads the flags; a deliberate error is one message."""
     if len(argv) < 3 or argv[1] not in COMMANDS:
-        common.fail(
-            f"expected one of {', '.join(COMMANDS)}, then a stage and its flags"
-        )
+        exits.fail(f"expected one of {', '.join(COMMANDS)}, then a stage and its flags")
     try:
         pod = PodSettings(
             name=_NAME.value,
@@ -140,7 +138,7 @@ def main(argv: list[str]) -> None:
         )
         run(pod, argv[1], _ON.value, _DRY_RUN.value)
     except MlAgentError as error:
-        common.fail(str(error))
+        exits.fail(str(error))
 
 
 if __name__ == "__main__":

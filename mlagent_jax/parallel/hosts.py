@@ -6,7 +6,7 @@ over its own devices, as arrays of its own, and no step of the sampler waits for
 another host. Work on the host is dealt out by `mine` and collected by `gather`.
 Every function here means the obvious thing in a run of one process.
 
-`jax.distributed` is started by launch/common.py; nothing here knows how.
+`jax.distributed` is started by launch/device_setup.py; nothing here knows how.
 """
 
 import contextlib

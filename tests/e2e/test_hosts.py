@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch.common import RESTART_STATUS
+from launch.exits import RESTART_STATUS
 from mlagent_jax.train.checkpoint import load_params
 from tests.e2e.conftest import TIMEOUT_S, start_stage, wait_for_lines
 

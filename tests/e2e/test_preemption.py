@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch.common import RESTART_STATUS
+from launch.exits import RESTART_STATUS
 from mlagent_jax.train.checkpoint import candidate_steps, load_params
 from tests.e2e.conftest import (
     ROOT,

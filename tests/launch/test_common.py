@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import common
+from launch import run_record
 from mlagent_jax.config import load_config
 from mlagent_jax.errors import ConfigError
 
@@ -47,13 +47,13 @@ def test_a_second_seed_in_the_same_directory_is_refused(tmp_path):
 
 
 def test_a_directory_in_use_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "_LOCK_TRIES", 1)
+    monkeypatch.setattr(run_record, "_LOCK_TRIES", 1)
     path = tmp_path / ".stage.lock"
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with (
             pytest.raises(ConfigError, match="in use by another process"),
-            common._locked(path),
+            run_record.locked(path),
         ):
             pass
 
@@ -62,4 +62,4 @@ def test_a_damaged_run_record_is_refused(tmp_path):
     (tmp_path / "run.json").write_text("{")
     config = load_config(str(ROOT / CONFIG))
     with pytest.raises(ConfigError, match="is damaged"):
-        common._check_identity(config, tmp_path / "run.json")
+        run_record.check_identity(config, tmp_path / "run.json")
