@@ -21,6 +21,7 @@ from typing import cast
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from absl import logging as absl_logging
 
 from launch import common, exits
 from launch.weights import find_checkpoint, tokenizer_path
@@ -233,6 +234,7 @@ def _load_run_config(src: Path) -> RunConfig:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and converts; a deliberate error is one message, status 2."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
     if len(argv) > 1:
         exits.fail(f"unexpected arguments {argv[1:]}")
     src, dst = _SRC.value, _DST.value
