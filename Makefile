@@ -6,6 +6,8 @@ CONFIG ?= configs/quickstart.py
 # Script workers and XLA share the machine; one thread each in the libraries.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Files of tests side by side; PYTEST_JOBS= runs them one after the other.
+PYTEST_JOBS ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: quickstart test test-slow lint bench bubblewrap clean help
 
@@ -42,7 +44,7 @@ quickstart: $(VENV)/.run bubblewrap
 	$(BIN)/python -m launch.pipeline --config=$(CONFIG)
 
 test: $(VENV)/.dev bubblewrap
-	$(BIN)/python -m pytest -m "not slow and not tpu"
+	$(BIN)/python -m pytest $(PYTEST_JOBS) -m "not slow and not tpu"
 
 test-slow: $(VENV)/.dev bubblewrap
 	$(BIN)/python -m pytest -m slow

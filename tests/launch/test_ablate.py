@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -210,7 +211,13 @@ def test_a_tiny_grid_runs_from_nothing_to_its_tables_and_resumes(tmp_path):
 
     def run(*more):
         return subprocess.run(
-            [*command, *more], cwd=ROOT, capture_output=True, text=True, check=False
+            [*command, *more],
+            cwd=ROOT,
+            # One device, not this process's eight.
+            env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     result = run()
