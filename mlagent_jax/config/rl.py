@@ -15,9 +15,11 @@ class RewardConfig:
       preset: "paper_v1" (0 / 0.5 / sigmoid), "paper_v2" (-1 / 0 / linear) or
         "bounded" (ours: clipped, scale-free, duration-aware, with milestones).
       alpha: scale of the relative improvement; the paper's v1 uses 100.
-      clip: bound of the metric part of `bounded`.
-      milestone: credit of `bounded` for a failed script that reached everything that
-        the sandbox watches for, in [0, 1); see env/reward.py.
+      clip: most that `bounded` gives for one edit.
+      floor: most that `bounded` takes for one action: an invalid one, a failed
+        script or a regression. All of them cost a step, and undo takes them back.
+      milestone: part of the floor that `bounded` gives back for a failed script that
+        reached everything that the sandbox watches for, in [0, 1); see env/reward.py.
       duration_weight: cost in `bounded` of using the whole time limit.
       gap_weight: penalty, with any preset, for a submission whose selection score
         is better than its score on the test part of the same *training* task, in
@@ -29,13 +31,14 @@ class RewardConfig:
     preset: Literal["paper_v1", "paper_v2", "bounded"] = "paper_v1"
     alpha: float = 100.0
     clip: float = 1.0
+    floor: float = 1.0
     milestone: float = 0.2
     duration_weight: float = 0.0
     gap_weight: float = 0.0
     gap_tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("clip", "duration_weight", "gap_weight", "gap_tolerance"):
+        for name in ("clip", "floor", "duration_weight", "gap_weight", "gap_tolerance"):
             value = getattr(self, name)
             check(value >= 0, f"ppo.reward.{name}", value, ">= 0")
         milestone = self.milestone

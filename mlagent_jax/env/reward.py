@@ -5,17 +5,18 @@ never by text, then gives that class its value:
 
 | class | steps | paper_v1 | paper_v2 | bounded |
 |---|---|---|---|---|
-| invalid | `INVALID_ACTION` | 0 | -1 | -1 |
+| invalid | `INVALID_ACTION` | 0 | -1 | -floor |
 | corner | any of `types.CORNER_CASES` | 0.5 | 0 | 0 |
-| error | `SCRIPT_ERROR`, `INVALID_SUBMISSION` | 0 | -1 | -1 + milestone * progress |
+| error | `SCRIPT_ERROR`, `INVALID_SUBMISSION` | 0 | -1 | -floor + milestones |
 | neutral | valid, but no edit (undo included) | 0.5 | 0 | 0 |
 | metric | an edit with a score | sigmoid(alpha * gain) | gain | clip(gain) - duration |
 
 gain = sign * (m_{t+1} - m_t) / |best - baseline|: the part of the task's headroom that
 the edit won; 0 where a task has no headroom. `paper_v2` leaves it unclipped, so a large
-regression costs more than a crash; `bounded` clips it. Progress is the part that a
-failed script reached of what the sandbox watches for: that it read data, ran to its
-end, wrote a submission. That it fitted a model cannot be seen from outside.
+regression costs more than a crash; `bounded` clips it to [-floor, clip]. Milestones:
+floor * milestone * the part that a failed script reached of what the sandbox watches
+for: that it read data, ran to its end, wrote a submission. That it fitted a model
+cannot be seen from outside.
 """
 
 import dataclasses
@@ -131,14 +132,15 @@ def _bounded_parts(
     cfg: RewardConfig,
 ) -> dict[str, float]:
     if step_class == "metric":
-        parts = {"metric": min(max(gain, -cfg.clip), cfg.clip)}
+        parts = {"metric": min(max(gain, -cfg.floor), cfg.clip)}
         if cfg.duration_weight and step.execution is not None:
             used_frac = min(step.execution.wall_s / task.limits.wall_s, 1.0)
             parts["duration"] = -cfg.duration_weight * used_frac
         return parts
     if step_class == "error":
-        return {"error": -1.0, "milestone": cfg.milestone * _progress(step)}
-    return {step_class: -1.0 if step_class == "invalid" else 0.0}
+        forgiven = cfg.floor * cfg.milestone * _progress(step)
+        return {"error": -cfg.floor, "milestone": forgiven}
+    return {step_class: -cfg.floor if step_class == "invalid" else 0.0}
 
 
 def _progress(step: StepRecord) -> float:

@@ -83,12 +83,25 @@ def test_v2_is_the_part_of_the_headroom_and_has_no_bounds():
 
 
 def test_bounded_clips_and_charges_for_time():
-    cfg = dataclasses.replace(BOUNDED, clip=0.5, duration_weight=0.2)
+    cfg = dataclasses.replace(BOUNDED, clip=0.5, floor=0.5, duration_weight=0.2)
     step = executed(make_step(EDIT, 0.5, 0.9), wall_s=5.0)
     reward = compute_reward(step, TASK, cfg)
     assert reward.parts == {"metric": 0.5, "duration": pytest.approx(-0.05)}
     assert reward.total == pytest.approx(0.45)
     assert total(executed(make_step(EDIT, 0.9, 0.1), 99.0), cfg) == -0.7
+
+
+def test_the_floor_is_all_that_bounded_takes_for_one_action():
+    cfg = dataclasses.replace(BOUNDED, floor=0.25, milestone=0.4)
+    assert total(make_step("nonsense", outcome=Outcome.INVALID_ACTION), cfg) == -0.25
+    assert total(make_step(EDIT, 0.9, 0.1), cfg) == -0.25
+    assert total(make_step(EDIT, 0.5, 0.48), cfg) == pytest.approx(-0.05)
+    assert total(make_step(EDIT, 0.5, 1.5), cfg) == 1.0
+    failed = executed(make_step(EDIT, outcome=Outcome.SCRIPT_ERROR), 1.0)
+    assert total(failed, cfg) == -0.25
+    execution = dataclasses.replace(failed.execution, milestones=("data_read",))
+    failed = dataclasses.replace(failed, execution=execution)
+    assert total(failed, cfg) == pytest.approx(-0.25 * (1 - 0.4 / 3))
 
 
 @pytest.mark.parametrize(
