@@ -8,7 +8,8 @@ never by text, then gives that class its value:
 | invalid | `INVALID_ACTION` | 0 | -1 | -floor |
 | corner | any of `types.CORNER_CASES` | 0.5 | 0 | 0 |
 | error | `SCRIPT_ERROR`, `INVALID_SUBMISSION` | 0 | -1 | -floor + milestones |
-| neutral | valid, but no edit (undo included) | 0.5 | 0 | 0 |
+| undo | a valid undo | 0.5 | 0 | -clip(-gain) |
+| neutral | valid, but no edit | 0.5 | 0 | 0 |
 | metric | an edit with a score | sigmoid(alpha * gain) | gain | clip(gain) - duration |
 
 gain = sign * (m_{t+1} - m_t) / |best - baseline|: the part of the task's headroom that
@@ -16,7 +17,9 @@ the edit won; 0 where a task has no headroom. `paper_v2` leaves it unclipped, so
 regression costs more than a crash; `bounded` clips it to [-floor, clip]. Milestones:
 floor * milestone * the part that a failed script reached of what the sandbox watches
 for: that it read data, ran to its end, wrote a submission. That it fitted a model
-cannot be seen from outside.
+cannot be seen from outside. In `bounded`, an undo gives back what the edit before it
+was paid for its score: going there and back earns nothing, and leaving a regression is
+as good as not having made it.
 """
 
 import dataclasses
@@ -24,14 +27,14 @@ import math
 from typing import Final, Literal
 
 from mlagent_jax.config import RewardConfig
-from mlagent_jax.types import CORNER_CASES, Outcome, StepRecord, Task
+from mlagent_jax.types import CORNER_CASES, ActionKind, Outcome, StepRecord, Task
 
 PRESETS: Final = ("paper_v1", "paper_v2", "bounded")
 
-_StepClass = Literal["invalid", "corner", "error", "neutral", "metric"]
+_StepClass = Literal["invalid", "corner", "error", "undo", "neutral", "metric"]
 
-_PAPER_V1 = {"invalid": 0.0, "corner": 0.5, "error": 0.0, "neutral": 0.5}
-_PAPER_V2 = {"invalid": -1.0, "corner": 0.0, "error": -1.0, "neutral": 0.0}
+_PAPER_V1 = {"invalid": 0.0, "corner": 0.5, "error": 0.0, "undo": 0.5, "neutral": 0.5}
+_PAPER_V2 = {"invalid": -1.0, "corner": 0.0, "error": -1.0, "undo": 0.0, "neutral": 0.0}
 _ERRORS = frozenset({Outcome.SCRIPT_ERROR, Outcome.INVALID_SUBMISSION})
 _MILESTONES = ("data_read", "ran_to_end", "submission_written")
 
@@ -104,6 +107,8 @@ def _classify(step: StepRecord) -> _StepClass:
         return "error"
     if step.is_edit and step.outcome is Outcome.SCORED:
         return "metric"
+    if step.action is not None and step.action.kind is ActionKind.UNDO:
+        return "undo"
     return "neutral"
 
 
@@ -137,6 +142,8 @@ def _bounded_parts(
             used_frac = min(step.execution.wall_s / task.limits.wall_s, 1.0)
             parts["duration"] = -cfg.duration_weight * used_frac
         return parts
+    if step_class == "undo":
+        return {"undo": -min(max(-gain, -cfg.floor), cfg.clip)}
     if step_class == "error":
         forgiven = cfg.floor * cfg.milestone * _progress(step)
         return {"error": -cfg.floor, "milestone": forgiven}

@@ -147,9 +147,18 @@ def test_the_gap_penalty_punishes_what_looks_better_than_it_is(
     assert reward.parts["gap"] == pytest.approx(-penalty)
 
 
-def test_an_undo_that_changes_the_score_is_no_edit():
+def test_an_undo_that_changes_the_score_is_no_edit_in_the_paper():
     step = make_step(UNDO, 0.4, 0.8, outcome=Outcome.INFO)
-    assert [total(step, cfg) for cfg in (V1, V2, BOUNDED)] == [0.5, 0, 0]
+    assert [total(step, cfg) for cfg in (V1, V2)] == [0.5, 0]
+
+
+@pytest.mark.parametrize("after", [-1.0, 0.3, 0.45, 0.5, 0.55, 0.7, 2.0])
+def test_bounded_pays_nothing_for_an_edit_and_its_undo(after):
+    cfg = dataclasses.replace(BOUNDED, floor=0.25, clip=0.75)
+    undo = make_step(UNDO, after, 0.5, outcome=Outcome.INFO)
+    there, back = total(make_step(EDIT, 0.5, after), cfg), total(undo, cfg)
+    assert there + back == 0
+    assert (back > 0) == (after < 0.5)
 
 
 def test_a_scored_run_is_no_edit():
