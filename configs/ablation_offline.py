@@ -20,15 +20,16 @@ def _tasks(num: int) -> str:
 
 # What the comparisons at equal cost need: a curve with a point every other update.
 _CURVE = ("ppo.probe_every=2", "ppo.probe_trajectories=2")
+_EXPERTS_STATES = "ppo.pool.own_frac=0.0"
 _EPISODE = (
     "ppo.mode=episode",
+    _EXPERTS_STATES,
     "ppo.episode_steps=8",
     "ppo.states_per_update=9",
     "ppo.minibatch_size=72",
     "ppo.micro_batch_size=72",
 )
 _GROUPS = ("ppo.states_per_update=16", "ppo.samples_per_state=4")
-_BOUNDED = "ppo.reward.preset=bounded"
 _STALE = ("ppo.importance_cap=2.0", "ppo.max_staleness=1")
 
 
@@ -49,21 +50,19 @@ def get_grid() -> Grid:
             Arm("ppo, no exploration", ("collect.max_ideas_in_prompt=0",)),
             Arm("step-wise", _CURVE),
             Arm("episode-wise", (*_CURVE, *_EPISODE)),
+            Arm("paper v1 reward", ("ppo.reward.preset=paper_v1",)),
             Arm("paper v2 reward", ("ppo.reward.preset=paper_v2",)),
-            Arm("bounded reward", (_BOUNDED, "ppo.reward.duration_weight=0.1")),
-            Arm("bounded, no duration cost", (_BOUNDED,)),
-            Arm("bounded, no milestones", (_BOUNDED, "ppo.reward.milestone=0.0")),
-            Arm("bounded, low floor", (_BOUNDED, "ppo.reward.floor=0.2")),
-            Arm("bounded, gap penalty", (_BOUNDED, "ppo.reward.gap_weight=0.5")),
+            Arm("floor of 1", ("ppo.reward.floor=1.0",)),
+            Arm("no milestones", ("ppo.reward.milestone=0.0",)),
+            Arm("duration cost", ("ppo.reward.duration_weight=0.1",)),
+            Arm("gap penalty", ("ppo.reward.gap_weight=0.5",)),
             Arm("1 task", (_tasks(1),)),
             Arm("3 tasks", (_tasks(3),)),
             Arm("6 tasks", (_tasks(6),)),
             Arm("duration-aware", ("ppo.duration_aware=true",)),
-            Arm("own states", ("ppo.pool.own_frac=0.5",)),
-            Arm(
-                "own states, drawn evenly",
-                ("ppo.pool.own_frac=0.5", "ppo.pool.by_learnability=false"),
-            ),
+            Arm("expert's states only", (_EXPERTS_STATES,)),
+            Arm("own states by learnability", ("ppo.pool.by_learnability=true",)),
+            Arm("the paper's choices", ("ppo.reward.preset=paper_v1", _EXPERTS_STATES)),
             Arm("ppo, 4 a state", _GROUPS),
             Arm("grpo, 4 a state", (*_GROUPS, *_no_critic("grpo"))),
             Arm("rloo, 4 a state", (*_GROUPS, *_no_critic("rloo"))),
@@ -91,15 +90,15 @@ def get_grid() -> Grid:
             ),
             Comparison(
                 "rewards",
-                "Reward presets, and `bounded` without each of its parts",
+                "Reward presets, and the parts of `bounded`",
                 (
                     "ppo",
+                    "paper v1 reward",
                     "paper v2 reward",
-                    "bounded reward",
-                    "bounded, no duration cost",
-                    "bounded, no milestones",
-                    "bounded, low floor",
-                    "bounded, gap penalty",
+                    "floor of 1",
+                    "no milestones",
+                    "duration cost",
+                    "gap penalty",
                 ),
                 note="The step reward is that of each arm's own preset.",
             ),
@@ -113,7 +112,12 @@ def get_grid() -> Grid:
             Comparison(
                 "own_states",
                 "States of the policy's own traces",
-                ("ppo", "own states", "own states, drawn evenly"),
+                (
+                    "ppo",
+                    "expert's states only",
+                    "own states by learnability",
+                    "the paper's choices",
+                ),
             ),
             Comparison(
                 "estimators",

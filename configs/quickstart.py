@@ -14,6 +14,7 @@ from mlagent_jax.config import (
     EvalConfig,
     ModelConfig,
     OptimizerConfig,
+    PoolConfig,
     PpoConfig,
     PretrainConfig,
     PromptConfig,
@@ -102,10 +103,13 @@ def get_config() -> RunConfig:
         ppo=PpoConfig(
             num_updates=32,
             states_per_update=64,
-            minibatch_size=64,
-            micro_batch_size=64,
+            # Half of the states are its own: only there does it meet its own habits.
+            pool=PoolConfig(own_frac=0.5, by_learnability=False),
+            minibatch_size=32,
+            micro_batch_size=32,
             seq_lens=(448, 512, 608),
-            reward=RewardConfig(preset="paper_v1"),
+            # `paper_v1` pays 0.5 for stopping, more than most edits are worth here.
+            reward=RewardConfig(preset="bounded", floor=0.2),
             kl_coef=0.01,
             actor=OptimizerConfig(peak_lr=2e-4, end_lr_frac=0.1),
             critic=OptimizerConfig(peak_lr=5e-4, end_lr_frac=1.0),

@@ -46,8 +46,8 @@ class Reward:
     Attributes:
       total: what the learner gets; the sum of `parts`.
       parts: named terms: the class of the step ("invalid", "corner", "error",
-        "undo", "neutral" or "metric"), in `bounded` also "milestone" and "duration", and
-        with `gap_weight` also "gap".
+        "undo", "neutral" or "metric"), in `bounded` also "milestone" and "duration",
+        and with `gap_weight` also "gap".
     """
 
     total: float
