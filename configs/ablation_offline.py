@@ -3,7 +3,7 @@
     python -m launch.ablate --config=configs/ablation_offline.py
 
 Hardware: CPU cores only. A run of the quickstart takes a quarter of an hour on two, and
-this grid has 23 arms that share stages, times 3 seeds: about half a day on two cores
+this grid has 24 arms that share stages, times 3 seeds: about half a day on two cores
 that do nothing else (estimated from single runs), less in proportion on more. What was
 run of it: BUILD_NOTES.md, "Ablations". A first look: `--set ppo.num_updates=8`.
 """
