@@ -31,9 +31,9 @@ def pipeline_command(workdir: Path) -> list[str]:
     ]
 
 
-def run_pipeline(workdir: Path) -> str:
+def run_pipeline(workdir: Path, *more: str) -> str:
     result = subprocess.run(
-        pipeline_command(workdir),
+        [*pipeline_command(workdir), *more],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
         capture_output=True,

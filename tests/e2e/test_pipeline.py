@@ -129,6 +129,14 @@ def test_a_typo_in_set_stops_before_any_work(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_whole_method_runs_with_the_papers_actions_and_editor(tmp_path):
+    run_pipeline(tmp_path, "--set", "env.profile=mlab")
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["policies"]["expert"]["held_in"]["valid_action_rate"] == 1
+    assert (tmp_path / "ppo" / "rollouts.jsonl").is_file()
+
+
+@pytest.mark.slow
 def test_killed_in_every_stage_the_same_command_ends_with_the_same_weights(
     finished, tmp_path
 ):
