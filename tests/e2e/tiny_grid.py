@@ -19,6 +19,7 @@ def get_grid() -> Grid:
                 "episode",
                 (
                     "ppo.mode=episode",
+                    "ppo.pool.own_frac=0.0",
                     "ppo.episode_steps=2",
                     "ppo.states_per_update=2",
                     "ppo.max_staleness=1",
