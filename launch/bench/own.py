@@ -17,13 +17,22 @@ from launch.bench import environment
 from launch.bench.child import ROOT
 
 
-def in_process(name: str) -> Callable[[int, Path], dict[str, Any]]:
-    """Returns a workload that runs `launch.bench.curves` in a process of its own."""
+def in_process(
+    name: str, module: str, *arguments: str
+) -> Callable[[int, Path], dict[str, Any]]:
+    """Returns a workload that runs a module of `launch.bench` in a process of its own.
+
+    Args:
+      name: of the workload.
+      module: called with `arguments`, rounds, folder and a file for the result.
+      *arguments: the first ones.
+    """
 
     def run(rounds: int, folder: Path) -> dict[str, Any]:
-        command = [sys.executable, "-m", "launch.bench.curves", name, str(rounds)]
         out = folder / f"{name}.json"
-        subprocess.run([*command, str(folder), str(out)], check=True, cwd=ROOT)
+        command = [sys.executable, "-m", f"launch.bench.{module}", *arguments]
+        command += [str(rounds), str(folder), str(out)]
+        subprocess.run(command, check=True, cwd=ROOT)
         return json.loads(out.read_text())
 
     return run
@@ -48,8 +57,9 @@ def measure_environment(rounds: int, folder: Path) -> dict[str, Any]:
 
 OWN: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "environment": measure_environment,
+    "ppo_iteration": in_process("ppo_iteration", "iteration"),
     **{
-        name: in_process(name)
+        name: in_process(name, "curves", name)
         for name in ("decode_by_context", "decode_by_batch", "decode_by_capacity")
     },
 }

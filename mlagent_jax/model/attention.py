@@ -4,9 +4,10 @@
 sampler's attention is in `cached_attention`. The implementation has a name:
 
 - "blocked": plain XLA in a loop over (row, key/value head), queries in blocks that
-  skip the keys after them. The query group of a head is folded into rows, so every
-  product is one large matrix product, which is what XLA's CPU backend does well
-  (3-4 times faster than a batched einsum there), and no (B, N, T, S) array exists.
+  skip the keys after them and, in long rows, those of earlier sequences. The query
+  group of a head is folded into rows, so every product is one large matrix product,
+  which is what XLA's CPU backend does well (3-4 times faster than a batched einsum
+  there), and no (B, N, T, S) array exists.
 - "splash": JAX's Splash kernel for TPU, see `splash`.
 - "cudnn": `jax.nn.dot_product_attention` through cuDNN's fused kernels, for GPU in
   a half precision; stores the mask of each row, (B, T, S), but no scores.
@@ -26,13 +27,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mlagent_jax.model.packed_attention import NUM_BLOCKS, attend_row
 from mlagent_jax.model.splash import attend_splash
 
 Implementation = Literal["auto", "blocked", "xla", "splash", "cudnn"]
 
 _MASKED = -1e30  # Finite, so that a fully masked row gives no NaN.
 _MIN_BLOCK = 96
-_MAX_BLOCKS = 8
+_MIN_PACKED = 256  # shorter rows are not worth a choice of keys
 
 
 def attend_within(
@@ -49,8 +51,8 @@ def attend_within(
       q_BTNH: rotated queries.
       k_BTKH: rotated keys.
       v_BTKH: values.
-      segment_ids_BT: sequences packed into one row have different ids; tokens
-        with id 0 are padding.
+      segment_ids_BT: sequences packed into one row follow each other and have
+        different ids; tokens with id 0 are padding.
       implementation: see the module's docstring.
     """
     implementation = resolve(implementation, jax.default_backend(), q_BTNH.dtype)
@@ -101,31 +103,56 @@ def _blocked(
     k_RTH = k_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H)
     v_RTH = v_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H)
     segment_ids_RT = jnp.repeat(segment_ids_BT, K, axis=0)
-    # Recomputing a row in the backward pass is cheaper than storing its scores.
+    attend = _attend_packed_row if T >= _MIN_PACKED else _attend_short_row
     out_RGTH = jax.lax.map(
-        jax.checkpoint(lambda row: _blocked_row(*row)),
+        lambda row: attend(*row),
         (q_BKGTH.reshape(B * K, G, T, H), k_RTH, v_RTH, segment_ids_RT),
     )
     out_BKGTH = out_RGTH.reshape(B, K, G, T, H)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def _blocked_row(
+def _attend_packed_row(
     q_GTH: jax.Array, k_TH: jax.Array, v_TH: jax.Array, segment_ids_T: jax.Array
 ) -> jax.Array:
-    G, T, H = q_GTH.shape
-    size = max(_MIN_BLOCK, -(-T // _MAX_BLOCKS))
-    blocks = []
+    T = len(k_TH)
+    pad = (0, -T % NUM_BLOCKS)
+    out_GTH: jax.Array = attend_row(
+        _attend_block,
+        jnp.pad(q_GTH, ((0, 0), pad, (0, 0))),
+        jnp.pad(k_TH, (pad, (0, 0))),
+        jnp.pad(v_TH, (pad, (0, 0))),
+        jnp.pad(segment_ids_T, pad),
+    )
+    return out_GTH[:, :T]
+
+
+# Recomputing a row in the backward pass is cheaper than storing its scores.
+@jax.checkpoint
+def _attend_short_row(
+    q_GTH: jax.Array, k_TH: jax.Array, v_TH: jax.Array, segment_ids_T: jax.Array
+) -> jax.Array:
+    T = len(k_TH)
+    size = max(_MIN_BLOCK, -(-T // NUM_BLOCKS))
+    blocks: list[jax.Array] = []
     for start in range(0, T, size):
         end = min(start + size, T)
-        num = end - start
-        q_QH = q_GTH[:, start:end].reshape(G * num, H)
-        scores_QS = jnp.dot(q_QH, k_TH[:end].T, preferred_element_type=jnp.float32)
         is_causal_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
         is_same_TS = segment_ids_T[start:end, None] == segment_ids_T[:end]
-        probs_GTS = _softmax(
-            scores_QS.reshape(G, num, end), is_causal_TS & is_same_TS, H
+        mask_TS = is_causal_TS & is_same_TS
+        blocks.append(
+            _attend_block(q_GTH[:, start:end], k_TH[:end], v_TH[:end], mask_TS)
         )
-        probs_QS = probs_GTS.reshape(G * num, end).astype(v_TH.dtype)
-        blocks.append((probs_QS @ v_TH[:end]).reshape(G, num, H))
     return jnp.concatenate(blocks, axis=1)
+
+
+def _attend_block(
+    q_GTH: jax.Array, k_SH: jax.Array, v_SH: jax.Array, mask_TS: jax.Array
+) -> jax.Array:
+    """Returns out_GTH of some queries and the keys that they may attend to."""
+    G, T, H = q_GTH.shape
+    q_QH = q_GTH.reshape(G * T, H)
+    scores_QS = jnp.dot(q_QH, k_SH.T, preferred_element_type=jnp.float32)
+    probs_GTS = _softmax(scores_QS.reshape(G, T, -1), mask_TS, H)
+    probs_QS = probs_GTS.reshape(G * T, -1).astype(v_SH.dtype)
+    return (probs_QS @ v_SH).reshape(G, T, H)

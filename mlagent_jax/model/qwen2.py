@@ -28,6 +28,7 @@ from mlagent_jax.parallel.sharding import constrain_tokens, gather_params
 Params = dict[str, Any]  # nested: name -> Params or array
 
 _LAYER_INPUT = "layer_input"
+_MAX_UNROLLED = 4  # layers; a loop copies what each keeps for the backward pass
 _Module = TypeVar("_Module", bound=nnx.Module)
 
 
@@ -73,7 +74,12 @@ class Qwen2(nnx.Module):
             # The scan already keeps XLA from merging the recomputation away.
             policy = _remat_policy(cfg.remat)
             run_layer = nnx.remat(run_layer, prevent_cse=False, policy=policy)
-        scan = nnx.scan(run_layer, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        scan = nnx.scan(
+            run_layer,
+            in_axes=(0, nnx.Carry),
+            out_axes=nnx.Carry,
+            unroll=cfg.num_layers if cfg.num_layers <= _MAX_UNROLLED else 1,
+        )
         embed_tokens = _ready_to_use(self.embed_tokens, cfg.compute_dtype)
         x_BTD = jnp.take(embed_tokens.embedding[...], tokens_BT, axis=0)
         x_BTD = constrain_tokens(x_BTD)

@@ -49,6 +49,33 @@ def test_attention_within_segments_equals_a_loop(
     assert np.all(np.isfinite(out))
 
 
+@pytest.mark.parametrize(
+    "lengths", [[300], [7, 31, 1, 100, 64, 96], [250, 45], [1] * 40 + [258]]
+)
+def test_long_packed_rows_and_their_gradients_equal_those_of_the_whole_matrix(lengths):
+    """300 tokens, which blocks do not divide; what is missing at the end is padding."""
+    T = 300
+    q, k, v = random_qkv(T, T, 4, 2)
+    ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    segment_ids_T = np.pad(ids, (0, T - len(ids)))
+    segment_ids_BT = jnp.asarray(np.stack([segment_ids_T, np.ones(T, int)]))
+    weights_BTNH = jax.random.normal(jax.random.key(0), q.shape)
+    weights_BTNH = weights_BTNH * (segment_ids_BT != 0)[..., None, None]
+
+    def weighted_sum(q, k, v, implementation):
+        out_BTNH = attention.attend_within(
+            q, k, v, segment_ids_BT, implementation=implementation
+        )
+        return jnp.sum(out_BTNH * weights_BTNH)
+
+    results = {
+        name: jax.value_and_grad(weighted_sum, argnums=(0, 1, 2))(q, k, v, name)
+        for name in ("blocked", "xla")
+    }
+    for ours, theirs in zip(*map(jax.tree.leaves, results.values()), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_auto_takes_the_blocked_form_on_cpu():
     q, k, v = random_qkv(8, 8, 2, 1)
     ones_BT = jnp.ones((2, 8), jnp.int32)
