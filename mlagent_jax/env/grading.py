@@ -227,7 +227,8 @@ def _row_order(ids: Sequence[str], task: Task) -> Sequence[int]:
     row_of: dict[str, int] = {}
     unknown: list[str] = []
     for number, text in enumerate(ids):
-        row_id = text.strip()
+        # An id may end in a space or line break itself: a comment that is its own.
+        row_id = text if text in known else text.strip()
         if row_id in row_of:
             raise SubmissionError(
                 "duplicate_ids", f"{task.id_column} {row_id[:40]!r} occurs twice."

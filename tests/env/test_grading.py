@@ -166,6 +166,16 @@ def test_rows_and_columns_may_come_in_any_order(tmp_path):
         assert straight == grade(task, shuffled.to_csv(index=False).encode(), part) > 0
 
 
+def test_ids_that_end_in_a_space_are_found_in_any_order(tmp_path):
+    task = make_task(tmp_path, "mae", {"y": [1.0, 2.0, 3.0, 4.0]})
+    table = pd.read_csv(tmp_path / "labels.csv")
+    table["id"] = ["you\n", "you ", " you", "me"]
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    task = dataclasses.replace(task, file_hashes={"private/labels.csv": "other"})
+    shuffled = table.filter(["id", "y"]).iloc[[2, 0, 3, 1]].replace("me", " me ")
+    assert grade(task, shuffled.to_csv(index=False).encode(), "test") == 0.0
+
+
 def test_parts_are_scored_apart(numbers):
     submission = csv_of(y=[1.0, 0.0, 3.0, 0.0])
     assert grade(numbers, submission, "selection") == 0.0

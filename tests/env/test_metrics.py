@@ -1,5 +1,8 @@
 """Metrics against their definitions, written out, on random inputs."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -127,6 +130,29 @@ def test_metrics_equal_their_definitions(name, num_columns):
         expected = DEFINITIONS[name](truth, predicted)
         score = METRICS[name].function(truth, predicted)
         assert score == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_kappa_weighs_classes_by_distance_where_some_never_occur():
+    truth = np.array([["1"], ["1"], ["5"], ["6"]])
+    predicted = np.array([["1"], ["5"], ["5"], ["5"]])
+    # Squared distances: 16 + 1 in the four rows, 140 in all sixteen pairs.
+    by_chance = (2 * 3 * 16 + 16 + 25 + 3 * 1) / 4
+    score = METRICS["qwk"].function(truth, predicted)
+    assert score == pytest.approx(1 - 17 / by_chance, abs=TOLERANCE)
+    assert score == pytest.approx(qwk(truth, predicted), abs=TOLERANCE)
+
+
+def test_nearly_constant_predictions_keep_their_correlation():
+    rng = np.random.default_rng(0)
+    truth = rng.choice([0, 0.25, 0.5, 1], NUM_ROWS)
+    predicted = 0.5 + 1e-13 * rng.random(NUM_ROWS)
+    true, said = ([Fraction(float(x)) for x in xs] for xs in (truth, predicted))
+    true, said = ([x - sum(xs) / NUM_ROWS for x in xs] for xs in (true, said))
+    products = sum(t * s for t, s in zip(true, said, strict=True))
+    square = products**2 / (sum(t * t for t in true) * sum(s * s for s in said))
+    score = METRICS["pearson"].function(truth[:, None], predicted[:, None])
+    assert abs(score) == pytest.approx(math.sqrt(square), abs=TOLERANCE)
+    assert np.sign(score) == np.sign(products)
 
 
 def test_a_confident_mistake_costs_36_as_in_mle_bench():

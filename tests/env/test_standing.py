@@ -42,6 +42,22 @@ def test_medals_are_reached_and_the_median_is_beaten(score, medal, above_median)
     assert standing(task, -score) == expected
 
 
+@pytest.mark.parametrize(
+    ("score", "medal", "above_median"),
+    [
+        (2.2e-16, "gold", True),  # perfect probabilities
+        (4e-6, "gold", True),
+        (6e-6, "silver", True),
+        (0.499996, "bronze", False),  # 0.50000 on a board: a tie with the median
+        (0.499994, "bronze", True),
+    ],
+)
+def test_standing_is_decided_at_the_decimals_of_a_board(score, medal, above_median):
+    human = dataclasses.replace(HUMAN, gold=0.0, silver=0.1, bronze=0.6, median=0.5)
+    task = dataclasses.replace(make_task(), direction="min", human=human)
+    assert standing(task, score) == {"medal": medal, "above_median": above_median}
+
+
 def test_boards_that_mean_nothing_give_no_medal_and_say_why():
     human = dataclasses.replace(HUMAN, medals=False, medals_note="an easier split")
     task = dataclasses.replace(make_task(), direction="max", human=human)
