@@ -121,6 +121,9 @@ def test_pages_keep_mle_benchs_split_and_pixels_their_ids(tmp_path):
         assert rows["value"].to_numpy() == pytest.approx((200 + row) / 255)
         assert rows["part"].nunique() == 1
     assert read_table(task, "sampleSubmission.csv")["id"].tolist() == list(labels["id"])
+    beyond = labels.assign(value=labels["value"] + 0.5).drop(columns="part")
+    assert beyond["value"].max() > 1  # Only costs, as on Kaggle.
+    assert score(task, beyond) == pytest.approx({"selection": 0.5, "test": 0.5})
 
 
 def test_leaves_keep_their_99_species_and_pictures(tmp_path):
@@ -358,6 +361,8 @@ def test_comments_without_labels_are_submitted_but_not_scored(tmp_path):
     changed = gold.astype(dict.fromkeys(names, float))
     changed.loc[~is_scored, names] = 0.7
     assert score(task, changed) == perfect
+    # Only the order of scores counts, as on Kaggle.
+    assert score(task, changed.set_index("id").mul(9).sub(5).reset_index()) == perfect
     with pytest.raises(SubmissionError, match="missing"):
         score(task, gold[is_scored])
 
