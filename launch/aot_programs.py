@@ -7,7 +7,6 @@ chips of one host, split by tensor parallelism (design: every host samples alone
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,6 @@ from mlagent_jax.config import MeshConfig, ModelConfig, RunConfig
 from mlagent_jax.data.pipeline import SftBatch
 from mlagent_jax.model import flops, qwen2
 from mlagent_jax.model.critic import init_critic
-from mlagent_jax.model.decoder import fuse_weights
 from mlagent_jax.parallel import topology
 from mlagent_jax.parallel.aot import Program
 from mlagent_jax.parallel.fit import check_mesh, tensor_sizes
@@ -171,13 +169,11 @@ def sample_programs(
         topology.devices(host),
     )
     programs = make_programs(model, cfg, end_ids=(_END_ID,), mesh=mesh)
-    weights = jax.eval_shape(
-        functools.partial(fuse_weights, model), qwen2.abstract_params(model)
-    )
+    weights = jax.eval_shape(programs.fuse, qwen2.abstract_params(model))
     weights = _placed(weights, weights_sharding(mesh, model))
     capacity = cfg.prompt_buckets[-1] + cfg.max_reply_tokens
     state = _placed(
-        jax.eval_shape(lambda: programs.init(capacity)), state_sharding(mesh, model)
+        jax.eval_shape(lambda: programs.init(capacity)), state_sharding(mesh)
     )
     keep_B = _array(mesh, (cfg.num_slots,), bool)
     common: dict[str, Any] = {

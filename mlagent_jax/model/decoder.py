@@ -2,9 +2,10 @@
 
 The same network as `qwen2`, laid out for few tokens a step, where reading weights
 and starting operations cost more than multiplying. `fuse_weights` makes the
-sampler's copy: one product for queries, keys and values, one for gate and up, and
-every layer's weights apart from the others', since cutting them out of a stack
-would copy them at each step. For the same reason the layers are unrolled.
+sampler's copy: one product for queries, keys and values, and every layer's weights
+apart from the others', since cutting them out of a stack would copy them at each
+step. For the same reason the layers are unrolled, and gate and up are two arrays: a
+TPU copies them into another layout at each step where they are stacked.
 
 Axes: L layers, B rows, T tokens of a chunk, S cache positions, D model width, F MLP
 width, N query heads, K key/value heads, G = N/K, E = G + 2 (a group's queries, its
@@ -37,7 +38,8 @@ class LayerWeights:
     qkv_bias_KEH: jax.Array
     out_KGHD: jax.Array
     mlp_norm_D: jax.Array
-    gate_up_D2F: jax.Array
+    gate_DF: jax.Array
+    up_DF: jax.Array
     down_FD: jax.Array
 
 
@@ -53,7 +55,13 @@ class DecoderWeights:
 
 
 def fuse_weights(cfg: ModelConfig, params: Params) -> DecoderWeights:
-    """Returns the sampler's copy of a parameter tree of `qwen2`."""
+    """Returns the sampler's copy of a parameter tree of `qwen2`.
+
+    Args:
+      cfg: the model. Its key/value heads may be a multiple of those in `params`: each
+        is then there as often, with its share of the query heads.
+      params: the parameters.
+    """
     K, H = cfg.num_kv_heads, cfg.head_dim
     G, D = cfg.num_heads // K, cfg.hidden_size
     params = jax.tree.map(lambda p: p.astype(cfg.compute_dtype), params)
@@ -63,15 +71,16 @@ def fuse_weights(cfg: ModelConfig, params: Params) -> DecoderWeights:
     def fuse_layer(layer: Params) -> LayerWeights:
         attention, mlp = layer["self_attn"], layer["mlp"]
         q, k, v = (attention[f"{name}_proj"] for name in "qkv")
+        copies = K // k["bias"].shape[0]
         qkv_DKEH = [
             q["kernel"].reshape(D, K, G, H),
-            k["kernel"][:, :, None],
-            v["kernel"][:, :, None],
+            jnp.repeat(k["kernel"], copies, axis=1)[:, :, None],
+            jnp.repeat(v["kernel"], copies, axis=1)[:, :, None],
         ]
         qkv_bias_KEH = [
             q["bias"].reshape(K, G, H),
-            k["bias"][:, None],
-            v["bias"][:, None],
+            jnp.repeat(k["bias"], copies, axis=0)[:, None],
+            jnp.repeat(v["bias"], copies, axis=0)[:, None],
         ]
         return LayerWeights(
             attention_norm_D=layer["input_layernorm"]["scale"],
@@ -79,9 +88,8 @@ def fuse_weights(cfg: ModelConfig, params: Params) -> DecoderWeights:
             qkv_bias_KEH=jnp.concatenate(qkv_bias_KEH, axis=1),
             out_KGHD=attention["o_proj"]["kernel"].reshape(K, G, H, D),
             mlp_norm_D=layer["post_attention_layernorm"]["scale"],
-            gate_up_D2F=jnp.stack(
-                [mlp["gate_proj"]["kernel"], mlp["up_proj"]["kernel"]], axis=1
-            ),
+            gate_DF=mlp["gate_proj"]["kernel"],
+            up_DF=mlp["up_proj"]["kernel"],
             down_FD=mlp["down_proj"]["kernel"],
         )
 
@@ -217,9 +225,8 @@ def _run(
         ).astype(x_BTD.dtype)
         x_BTD += jnp.einsum("BTKGH,KGHD->BTD", out_BTKGH, layer.out_KGHD)
         normed_BTD = _norm(x_BTD, layer.mlp_norm_D, cfg.rms_norm_eps)
-        both_BT2F = jnp.einsum("BTD,DEF->BTEF", normed_BTD, layer.gate_up_D2F)
-        gated_BTF = jax.nn.silu(both_BT2F[:, :, 0]) * both_BT2F[:, :, 1]
-        x_BTD += gated_BTF @ layer.down_FD
+        gate_BTF = jax.nn.silu(normed_BTD @ layer.gate_DF)
+        x_BTD += (gate_BTF * (normed_BTD @ layer.up_DF)) @ layer.down_FD
     return _norm(x_BTD, weights.norm_D, cfg.rms_norm_eps)
 
 

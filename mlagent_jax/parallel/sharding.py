@@ -38,7 +38,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     ("qkv_DKEH", P(None, TENSOR, None, None)),
     ("qkv_bias_KEH", P(TENSOR, None, None)),
     ("out_KGHD", P(TENSOR, None, None, None)),
-    ("gate_up_D2F", P(None, None, TENSOR)),
+    ("(gate|up)_DF", P(None, TENSOR)),
     ("down_FD", P(TENSOR, None)),
     ("head_DV", P(None, TENSOR)),
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,12 +54,13 @@ def make_programs(
       end_ids: tokens that end a reply.
       mesh: devices of the replica, None for the default device.
     """
-    shardings = None if mesh is None else state_sharding(mesh, model_cfg)
+    shardings = None if mesh is None else state_sharding(mesh)
+    split_cfg = model_cfg if mesh is None else split_kv_heads(mesh, model_cfg)
     prompts = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
     def init(capacity: int) -> decode.DecodeState:
         return decode.init_state(
-            model_cfg,
+            split_cfg,
             cfg.num_slots,
             capacity=capacity,
             max_reply_tokens=cfg.max_reply_tokens,
@@ -72,14 +74,14 @@ def make_programs(
         weights: DecoderWeights, state: decode.DecodeState, admission: decode.Admission
     ) -> decode.DecodeState:
         return decode.prefill(
-            model_cfg, weights, state, admission, chunk_size=cfg.prefill_chunk
+            split_cfg, weights, state, admission, chunk_size=cfg.prefill_chunk
         )
 
     def run(
         weights: DecoderWeights, state: decode.DecodeState, keep_B: jax.Array
     ) -> decode.DecodeState:
         return decode.decode(
-            model_cfg,
+            split_cfg,
             weights,
             state,
             keep_B,
@@ -94,32 +96,44 @@ def make_programs(
         prefill=jax.jit(prefill, donate_argnums=1, out_shardings=shardings),
         decode=jax.jit(run, donate_argnums=1, out_shardings=shardings),
         fuse=jax.jit(
-            functools.partial(fuse_weights, model_cfg),
+            functools.partial(fuse_weights, split_cfg),
             out_shardings=None if mesh is None else weights_sharding(mesh, model_cfg),
         ),
         put=lambda tree: jax.device_put(tree, prompts),
     )
 
 
-def weights_sharding(mesh: Mesh, model_cfg: ModelConfig) -> Any:
-    """Returns where the sampler's copy of the weights lives: split over `tensor`.
+def split_kv_heads(mesh: Mesh, model_cfg: ModelConfig) -> ModelConfig:
+    """Returns the model as a replica runs it: whole key/value heads on every device.
 
-    Where that cuts a key/value head, every device has a full copy.
+    Devices that share a key/value head get a copy of it each, for their own query
+    heads; each then keeps keys and values of the heads that it reads, no others.
+
+    Args:
+      mesh: devices of the replica.
+      model_cfg: the model.
+
+    Raises:
+      ConfigError: `tensor` does not divide the query heads.
     """
-    if model_cfg.num_kv_heads % mesh.shape[TENSOR] != 0:
-        return NamedSharding(mesh, PartitionSpec())
+    num_kv_heads = math.lcm(model_cfg.num_kv_heads, mesh.shape[TENSOR])
+    return dataclasses.replace(model_cfg, num_kv_heads=num_kv_heads)
+
+
+def weights_sharding(mesh: Mesh, model_cfg: ModelConfig) -> Any:
+    """Returns where the sampler's copy of the weights lives: split over `tensor`."""
     abstract = jax.eval_shape(
-        functools.partial(fuse_weights, model_cfg), qwen2.abstract_params(model_cfg)
+        functools.partial(fuse_weights, split_kv_heads(mesh, model_cfg)),
+        qwen2.abstract_params(model_cfg),
     )
     return tree_shardings(mesh, abstract)
 
 
-def state_sharding(mesh: Mesh, model_cfg: ModelConfig) -> decode.DecodeState:
+def state_sharding(mesh: Mesh) -> decode.DecodeState:
     """Returns a sharding for every part of the state: heads over `tensor`."""
     # Shardings in the place of arrays: a prefix of the state, as `jax.jit` takes it.
     whole: Any = NamedSharding(mesh, PartitionSpec())
-    is_split = model_cfg.num_kv_heads % mesh.shape[TENSOR] == 0
-    heads: Any = NamedSharding(mesh, PartitionSpec(None, TENSOR)) if is_split else whole
+    heads: Any = NamedSharding(mesh, PartitionSpec(None, TENSOR))
     return decode.DecodeState(
         cache=KVCache(keys=heads, values=heads, lengths_B=whole),
         tokens_B=whole,

@@ -303,8 +303,25 @@ def test_a_tensor_parallel_replica_gives_the_same_replies(engine, make_engine, p
     mesh = make_mesh(MeshConfig(fsdp=1, tensor=2), jax.devices()[:2])
     split = make_engine(mesh=mesh)
     split.set_params(jax.device_put(params, tree_shardings(mesh, params)))
-    replies = ask(split)
-    for name, reply in ask(engine).items():
+    assert_same_replies(ask(split), ask(engine))
+
+
+def test_devices_that_share_a_key_value_head_give_the_same_replies(tiny_config):
+    cfg = dataclasses.replace(tiny_config, num_heads=16, num_kv_heads=4, head_dim=4)
+    graphdef = qwen2.make_graphdef(cfg)
+    params = qwen2.init_params(cfg, jax.random.key(1))
+    params = jax.tree.map(lambda p: 2.0 * p, params)
+    mesh = make_mesh(MeshConfig(fsdp=1, tensor=8), jax.devices())
+    placed = jax.device_put(params, tree_shardings(mesh, params))
+    settings = {"end_ids": (END,), "pad_id": 0}
+    split = Engine(graphdef, placed, CFG, mesh=mesh, **settings)
+    whole = Engine(graphdef, params, CFG, **settings)
+    assert_same_replies(ask(split), ask(whole))
+
+
+def assert_same_replies(replies, expected):
+    assert replies.keys() == expected.keys()
+    for name, reply in expected.items():
         assert replies[name].tokens == reply.tokens
         np.testing.assert_allclose(replies[name].logprobs, reply.logprobs, atol=1e-4)
 
