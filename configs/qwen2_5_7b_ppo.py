@@ -4,9 +4,9 @@
     python -m launch.ppo --config=configs/qwen2_5_7b_ppo.py
 
 Hardware: four v5p chips (v5p:2x2x1) or more; micro-batches must be a multiple of the
-chips over four, e.g. --set ppo.micro_batch_size=8 on v5e:4x8. Scripts run on the
-hosts' CPUs, `env.num_workers` at once. Expected result: BUILD_NOTES.md, "TPU programs,
-compiled".
+chips over four: on v5e:4x8 --set ppo.micro_batch_size=8 --set sample.num_slots=8 (eight
+hosts sample 64 rows at once). Scripts run on the hosts' CPUs, `env.num_workers` at
+once. Expected result: BUILD_NOTES.md, "TPU programs, compiled".
 """
 
 import dataclasses

@@ -104,7 +104,8 @@ def _compile_all(config: RunConfig, tpu_slice: Slice, which: str) -> bool:
         "programs": {report.name: report for report in reports},
     }
     if which == "all" and fits:
-        iteration = resident_together(reports)
+        is_ahead = config.ppo.max_staleness > 0
+        iteration = resident_together(reports, is_ahead=is_ahead)
         _print_memory("all together", iteration)
         fits = iteration["total"] <= iteration["capacity"]
         result["iteration"] = iteration
@@ -131,31 +132,43 @@ def _compile(program: "Program") -> "ProgramReport":
     return report
 
 
-def resident_together(reports: Sequence["ProgramReport"]) -> dict[str, float]:
+def resident_together(
+    reports: Sequence["ProgramReport"], *, is_ahead: bool
+) -> dict[str, float]:
     """Returns the memory of a whole PPO iteration on one chip, by kind.
 
-    Actor, critic, both optimizers, the reference, the sampler's copy of the policy
-    and its cache stay; the programs run one after the other, so that of what else
-    they need only the largest counts. The sum is ours, not the compiler's, which
-    sees one program at a time.
+    Actor, critic, both optimizers and the reference stay. The sampler's copy of the
+    policy and its cache are there while it samples, when two copies meet as a new one
+    is made. The programs run one after the other, so that of what else they need only
+    the largest counts. The sum is ours, not the compiler's, which sees one program
+    at a time.
+
+    Args:
+      reports: of all programs.
+      is_ahead: whether rollouts are sampled during updates (`ppo.max_staleness`).
     """
     kept: dict[str, float] = {}
-    passing = 0.0
+    sampler: dict[str, float] = {}
+    learning = sampling = 0.0
+    others = ("temporaries", "other_arguments", "host", "total", "capacity")
     for report in reports:
-        hbm = report.hbm
-        is_sampler = report.name in ("prefill", "decode")
-        names = {"parameters": "sampler_copy"} if is_sampler else {}
-        held = {
-            names.get(kind, kind): size
-            for kind, size in hbm.items()
-            if kind
-            not in ("temporaries", "other_arguments", "host", "total", "capacity")
-        }
-        kept |= held
-        passing = max(passing, hbm["total"] - sum(held.values()))
-    total = sum(kept.values()) + passing
-    capacity = reports[0].hbm["capacity"]
-    return kept | {"largest_other": passing, "total": total, "capacity": capacity}
+        held = {k: size for k, size in report.hbm.items() if k not in others}
+        passing = report.hbm["total"] - sum(held.values())
+        if report.name in ("prefill", "decode"):
+            sampler |= held
+            sampling = max(sampling, passing)
+        else:
+            kept |= held
+            learning = max(learning, passing)
+    # The cache is not there yet while the copy is made.
+    sampling = max(sampling + sum(sampler.values()), 2 * sampler["parameters"])
+    passing = learning + sampling if is_ahead else max(learning, sampling)
+    return kept | {
+        "while_sampling": sampling,
+        "while_learning": learning,
+        "total": sum(kept.values()) + passing,
+        "capacity": reports[0].hbm["capacity"],
+    }
 
 
 def suggestion(

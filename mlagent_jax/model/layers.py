@@ -17,8 +17,8 @@ import numpy as np
 from flax import nnx
 
 from mlagent_jax.config import ModelConfig
-from mlagent_jax.model import attention
-from mlagent_jax.parallel.sharding import constrain_batch, constrain_tokens
+from mlagent_jax.model import attention, tensor_parallel
+from mlagent_jax.parallel.sharding import constrain_tokens
 
 _LOOK_BACK_LOGIT = 16.0  # score of the token that a looking-back head favours
 
@@ -97,17 +97,15 @@ class SelfAttention(nnx.Module):
         segment_ids_BT: jax.Array,
     ) -> jax.Array:
         """Returns the attention output."""
-        q_BTNH = apply_rope(self.q_proj(x_BTD), rope_BTH)
-        k_BTKH = apply_rope(self.k_proj(x_BTD), rope_BTH)
-        v_BTKH = self.v_proj(x_BTD)
+        q_BTNH, k_BTKH, v_BTKH = _fan_out(x_BTD, self.q_proj, self.k_proj, self.v_proj)
         out_BTNH = attention.attend_within(
-            q_BTNH,
-            k_BTKH,
+            apply_rope(q_BTNH, rope_BTH),
+            apply_rope(k_BTKH, rope_BTH),
             v_BTKH,
             segment_ids_BT,
             implementation=self.implementation,
         )
-        return self.o_proj(out_BTNH)
+        return _fan_in(out_BTNH, self.o_proj)
 
 
 class Mlp(nnx.Module):
@@ -121,7 +119,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Returns the block's output, before the residual is added."""
-        return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        gate_BTF, up_BTF = _fan_out(x_BTD, self.gate_proj, self.up_proj)
+        return _fan_in(jax.nn.silu(gate_BTF) * up_BTF, self.down_proj)
 
 
 class DecoderLayer(nnx.Module):
@@ -140,13 +139,33 @@ class DecoderLayer(nnx.Module):
         segment_ids_BT: jax.Array,
     ) -> jax.Array:
         """Returns the residual stream after this layer."""
-        # On a mesh a tensor-parallel block takes whole rows, whose partial results
-        # are summed and split over tokens at once.
-        in_BTD = constrain_batch(self.input_layernorm(x_BTD))
+        # On a mesh, tensor-parallel blocks take and give tokens that are split.
+        in_BTD = constrain_tokens(self.input_layernorm(x_BTD))
         out_BTD = self.self_attn(in_BTD, rope_BTH, segment_ids_BT)
         x_BTD = x_BTD + constrain_tokens(out_BTD)
-        in_BTD = constrain_batch(self.post_attention_layernorm(x_BTD))
+        in_BTD = constrain_tokens(self.post_attention_layernorm(x_BTD))
         return x_BTD + constrain_tokens(self.mlp(in_BTD))
+
+
+def _fan_out(x_BTD: jax.Array, *projections: Projection) -> list[jax.Array]:
+    """Returns `x_BTD` through each projection, the way into a block."""
+    if not tensor_parallel.is_split(x_BTD):
+        return [projection(x_BTD) for projection in projections]
+    outputs = tensor_parallel.fan_out(
+        x_BTD,
+        [tensor_parallel.share_columns(p.kernel[...], 1) for p in projections],
+    )
+    return [
+        y if p.bias is None else y + tensor_parallel.share_columns(p.bias[...], 0)
+        for y, p in zip(outputs, projections, strict=True)
+    ]
+
+
+def _fan_in(x: jax.Array, projection: Projection) -> jax.Array:
+    """Returns `x` through a projection without bias, the way out of a block."""
+    if not tensor_parallel.is_split(x):
+        return projection(x)
+    return tensor_parallel.fan_in(x, projection.kernel[...])
 
 
 def look_back_biases(

@@ -21,6 +21,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from mlagent_jax.config import ModelConfig
+from mlagent_jax.model import tensor_parallel
 from mlagent_jax.model.layers import DecoderLayer, RMSNorm, rope_tables
 from mlagent_jax.model.splash import SAVED_NAME
 from mlagent_jax.parallel.sharding import constrain_tokens, gather_params
@@ -67,7 +68,9 @@ class Qwen2(nnx.Module):
 
         def run_layer(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
-            layer = _ready_to_use(layer, cfg.compute_dtype)
+            # Tensor-parallel blocks gather their kernels themselves.
+            is_whole = not tensor_parallel.is_split(x_BTD)
+            layer = _ready_to_use(layer, cfg.compute_dtype, is_whole=is_whole)
             return constrain_tokens(layer(x_BTD, rope_BTH, segment_ids_BT))
 
         if cfg.remat != "none":
@@ -160,8 +163,8 @@ def unembed(
     return logits.reshape(*hidden.shape[:-1], -1)
 
 
-def _ready_to_use(module: _Module, dtype: str) -> _Module:
-    """Returns a layer, table or norm in the compute dtype, whole along `fsdp`.
+def _ready_to_use(module: _Module, dtype: str, *, is_whole: bool = True) -> _Module:
+    """Returns a layer, table or norm in the compute dtype, `is_whole` along `fsdp`.
 
     Cast first: it travels at half the size of float32. Done layer by layer, so that
     neither copy exists for all layers at once.
@@ -170,7 +173,9 @@ def _ready_to_use(module: _Module, dtype: str) -> _Module:
     name = names.get(type(module), "layers")
     graphdef, state = nnx.split(module)
     params = jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(state))
-    return nnx.merge(graphdef, gather_params({name: params})[name])
+    if is_whole:
+        params = gather_params({name: params})[name]
+    return nnx.merge(graphdef, params)
 
 
 def _remat_policy(name: str) -> Callable[..., Any]:

@@ -85,8 +85,12 @@ class LocalPolicy:
         """Returns how many submitted requests `poll` has not answered yet."""
         return len(self._prompts)
 
+    def release(self) -> None:
+        """Frees device memory, until `set_params`; no request may be pending."""
+        self._engine.release()
+
     def close(self) -> None:
-        """Frees device memory; pending requests are lost."""
+        """Frees the cache; pending requests are lost."""
         self._engine.close()
         self._prompts = {}
         self._refused = []

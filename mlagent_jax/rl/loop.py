@@ -133,7 +133,7 @@ def run_ppo(
 
         def collect(update: int, params: Params) -> Rollout:
             policy.set_params(replica.copy(params))
-            return collect_rollout(
+            rollout = collect_rollout(
                 update,
                 config=config,
                 policy=policy,
@@ -144,10 +144,12 @@ def run_ppo(
                 stop=stop,
                 timeline=timeline,
             )
+            policy.release()  # leaves the device's memory to the update
+            return rollout
 
         def probe(params: Params) -> list[dict[str, Any]]:
             policy.set_params(replica.copy(params))
-            return run_probe(
+            records = run_probe(
                 config=config,
                 policy=policy,
                 workers=workers,
@@ -156,6 +158,8 @@ def run_ppo(
                 score_trajectory=score_trajectory,
                 stop=stop,
             )
+            policy.release()
+            return records
 
         return train_ppo(
             config,

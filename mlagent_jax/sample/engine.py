@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from mlagent_jax.config import SampleConfig
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import qwen2
+from mlagent_jax.model.decoder import DecoderWeights
 from mlagent_jax.sample import decode
 from mlagent_jax.sample.prefixes import PrefixTable
 from mlagent_jax.sample.programs import make_programs
@@ -120,6 +121,7 @@ class Engine:
         model_cfg = qwen2.config_of(graphdef, params)
         self._programs = make_programs(model_cfg, cfg, self._end_ids, mesh)
         self._state: decode.DecodeState | None = None
+        self._weights: DecoderWeights | None = None
         self._submitted: list[_Request] = []
         self._waiting: collections.deque[_Request] = collections.deque()
         self._rejected: list[Finished] = []
@@ -145,6 +147,7 @@ class Engine:
         """
         if any(request is not None for request in self._rows):
             raise RuntimeError("set_params: replies are being decoded; finish them")
+        self._weights = None  # makes room for the new copy
         self._weights = self._programs.fuse(params)
         self._prefixes.clear()
 
@@ -182,7 +185,11 @@ class Engine:
         return len(self._pending_ids)
 
     def step(self) -> list[Finished]:
-        """Makes one round of progress and returns what is finished, maybe nothing."""
+        """Makes one round of progress and returns what is finished, maybe nothing.
+
+        Raises:
+          RuntimeError: requests wait, and the weights were released.
+        """
         finished, self._rejected = self._rejected, []
         if not self._waiting and self._submitted:
             self._waiting.extend(_in_order(self._submitted, self._cfg.prefill_chunk))
@@ -198,6 +205,11 @@ class Engine:
         self._pending_ids -= {reply.id for reply in finished}
         return finished
 
+    def release(self) -> None:
+        """Frees weights and cache, until `set_params`; pending requests are lost."""
+        self.close()
+        self._weights = None
+
     def close(self) -> None:
         """Frees the cache and forgets pending requests."""
         self._state = None
@@ -210,7 +222,13 @@ class Engine:
         self._prefixes.clear()
 
     def _admit(self) -> None:
-        """Moves waiting requests into free rows and prefills them."""
+        """Moves waiting requests into free rows and prefills them.
+
+        Raises:
+          RuntimeError: the weights were released.
+        """
+        if self._weights is None:
+            raise RuntimeError("step: the weights were released; call set_params")
         self._reserve(max(len(request.tokens) for request in self._waiting))
         R = self._cfg.num_slots
         rows_R, lengths_R, sources_R, starts_R = np.zeros((4, R), np.int32)

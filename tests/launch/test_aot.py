@@ -5,8 +5,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from launch.aot import resident_together
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -76,6 +79,30 @@ def test_a_mesh_that_does_not_divide_is_refused_without_a_compiler(tmp_path):
     assert result.returncode == 2
     assert "mesh.tensor = 8: does not divide model.num_heads = 4" in result.stderr
     assert "fitting: [1, 2, 4]" in result.stderr
+
+
+def test_the_sampler_makes_room_for_an_update_unless_it_runs_ahead():
+    def report(name, **hbm):
+        hbm |= {"temporaries": 0.0, "capacity": 100.0}
+        return SimpleNamespace(name=name, hbm=hbm)
+
+    reports = [
+        report("score", actor=3.0, reference=4.0, total=15.0),
+        report("ppo", actor=3.0, optimizer=6.0, total=29.0),
+        report("prefill", parameters=2.0, kv_cache=5.0, total=10.0),
+        report("decode", parameters=2.0, kv_cache=5.0, total=8.0),
+    ]
+    alone = resident_together(reports, is_ahead=False)
+    assert alone == {
+        "actor": 3.0,
+        "reference": 4.0,
+        "optimizer": 6.0,
+        "while_sampling": 10.0,
+        "while_learning": 20.0,
+        "total": 33.0,
+        "capacity": 100.0,
+    }
+    assert resident_together(reports, is_ahead=True)["total"] == 43.0
 
 
 def test_an_unknown_topology_is_refused(tmp_path):

@@ -93,9 +93,12 @@ def test_devices_that_share_a_key_value_head_each_hold_it(tiny_config):
     assert attention["q_proj"]["kernel"].spec == P(None, FSDP, TENSOR, None)
 
 
+@pytest.mark.parametrize(("tensor", "width"), [(2, 24), (4, 12)])
 def test_eight_devices_give_the_loss_and_gradients_of_one(
-    mesh, tiny_config, tiny_params
+    tiny_config, tiny_params, tensor, width
 ):
+    # With tensor = 4, pairs of devices share a key/value head.
+    mesh = make_mesh(MeshConfig(data=4 // tensor, fsdp=2, tensor=tensor))
     graphdef = qwen2.make_graphdef(tiny_config)
     tokens_BT = jax.random.randint(jax.random.key(2), (8, 16), 0, 64)
     positions_BT = jnp.broadcast_to(jnp.arange(16), (8, 16))
@@ -122,7 +125,7 @@ def test_eight_devices_give_the_loss_and_gradients_of_one(
         )
     grad = found[1]["layers"]["mlp"]["up_proj"]["kernel"]
     assert grad.sharding.spec == P(None, "fsdp", "tensor")
-    assert grad.addressable_shards[0].data.shape == (2, 16, 24)
+    assert grad.addressable_shards[0].data.shape == (2, 16, width)
     for leaf, expected_leaf in zip(
         jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
     ):

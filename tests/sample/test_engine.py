@@ -326,6 +326,17 @@ def assert_same_replies(replies, expected):
         np.testing.assert_allclose(replies[name].logprobs, reply.logprobs, atol=1e-4)
 
 
+def test_a_released_engine_samples_again_once_it_has_weights(engine, params):
+    expected = ask(engine)
+    engine.release()
+    engine.submit("a", [7], 0)
+    with pytest.raises(RuntimeError, match="released; call set_params"):
+        engine.step()
+    engine.close()
+    engine.set_params(params)
+    assert_same_replies(ask(engine), expected)
+
+
 def test_a_bfloat16_model_samples_from_a_bfloat16_copy(tiny_config, params):
     cfg = dataclasses.replace(tiny_config, compute_dtype="bfloat16")
     engine = Engine(qwen2.make_graphdef(cfg), params, CFG, end_ids=(END,), pad_id=0)
