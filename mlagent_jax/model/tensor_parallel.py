@@ -4,8 +4,8 @@ Between blocks, activations are split by token over the mesh axis `tensor`; with
 by head or MLP column. `fan_out` enters a block: it gathers the tokens once for all
 its products, and the transpose of that gathering is one reduce-scatter. `fan_in`
 leaves it: a reduce-scatter, transposed to one gathering. Left to itself the compiler
-sums with all-reduces, which move twice as much, and exchanges MLP activations and
-whole weights in the backward pass (BUILD_NOTES.md, "TPU programs, compiled").
+exchanges MLP activations and gathers whole weights in the backward pass; what it makes
+of a reduce-scatter: BUILD_NOTES.md, "TPU programs, compiled".
 
 Kernels are gathered along `fsdp` here too, where they are used, so that `jax.shard_map`
 has nothing left to decide.

@@ -8,7 +8,8 @@ around it. A loop whose trips depend on data counts once; `Counts.open_loops` na
 - Collectives: bytes that a device must receive, the least that any algorithm moves:
   (n-1)/n of the result for a gather, of the operand for a reduce-scatter or
   all-to-all, twice that for an all-reduce, the operand for a permutation. One that the
-  compiler spread over several fusions keeps its channel and counts once.
+  compiler spread over several fusions keeps channel and origin and counts once; the
+  channel alone is no name, since `jax.shard_map` gives all of its collectives the same.
 - Memory: bytes that instructions outside of fusions read from and write to HBM (what
   the compiler keeps in on-chip memory is marked and does not count). A fusion that
   slices an operand reads the slice; one that updates a part in place writes the part.
@@ -138,7 +139,7 @@ class _Counter:
         Args:
           name: of the computation.
           times: runs of it.
-          channels: collectives that were counted in this run of the loop body.
+          channels: fused collectives that were counted in this run of the loop body.
           is_fused: within a fusion only products and collectives count.
         """
         computation = self._module.computations[name]
@@ -176,7 +177,7 @@ class _Counter:
             counts.kernel_flops += times * cost.flops
         kind = item.opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
-            self._add_collective(computation, item, kind, times, channels)
+            self._add_collective(computation, item, kind, times, channels, is_fused)
         if is_fused:
             return
         if cost is not None and cost.hbm_bytes is not None:
@@ -204,12 +205,15 @@ class _Counter:
         kind: str,
         times: int,
         channels: set[str],
+        is_fused: bool,
     ) -> None:
-        channel = re.search(r"channel_id=(\d+)", item.attrs)
-        key = channel[1] if channel else item.name
-        if key in channels:
-            return
-        channels.add(key)
+        if is_fused:
+            parts = re.findall(r'channel_id=\d+|op_name="[^"]*"', item.attrs)
+            sizes = [str(shape.dims) for shape in item.shapes]
+            key = " ".join([kind, *sizes, *(parts or [item.name])])
+            if key in channels:
+                return
+            channels.add(key)
         groups = device_groups(item.attrs)
         size = len(groups[0]) if groups else 1
         if kind == "all-reduce" and computation.root.opcode == "dynamic-slice":

@@ -63,6 +63,20 @@ ENTRY %main (a: (s32[], bf16[8,16], bf16[32,16], f32[5,64])) -> (s32[], bf16[8,1
 """  # noqa: E501
 
 
+def test_collectives_of_one_channel_all_count_outside_of_fusions():
+    text = """
+HloModule jit_step, is_scheduled=true
+
+ENTRY %main (a: bf16[8,16]) -> bf16[32,16] {
+  %a = bf16[8,16]{1,0} parameter(0)
+  %first = bf16[32,16]{1,0} all-gather(%a), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %second = bf16[32,16]{1,0} all-gather(%a), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+"""  # noqa: E501
+    counts = count(hlo.parse(text))
+    assert [c.received_bytes for c in counts.collectives] == [3 * 256, 3 * 256]
+
+
 @pytest.fixture(scope="module")
 def recorded():
     def cost(name, operands):
