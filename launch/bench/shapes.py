@@ -55,7 +55,7 @@ class Shapes:
     longest_reply: int = 400
     slots: int = 16
     seq: int = 512
-    trajectories: int = 32
+    trajectories: int = 16
     longest: int = 2048
 
 
