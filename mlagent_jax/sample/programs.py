@@ -57,6 +57,9 @@ def make_programs(
     shardings = None if mesh is None else state_sharding(mesh)
     split_cfg = model_cfg if mesh is None else split_kv_heads(mesh, model_cfg)
     prompts = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    # Named even for one device: a state that no input has tied to its place is
+    # another type than the one that `decode` returns, and would compile twice.
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def init(capacity: int) -> decode.DecodeState:
         return decode.init_state(
@@ -91,7 +94,7 @@ def make_programs(
         )
 
     return Programs(
-        init=jax.jit(init, static_argnums=0, out_shardings=shardings),
+        init=jax.jit(init, static_argnums=0, out_shardings=shardings or first),
         grow=jax.jit(grow, static_argnums=1, out_shardings=shardings),
         prefill=jax.jit(prefill, donate_argnums=1, out_shardings=shardings),
         decode=jax.jit(run, donate_argnums=1, out_shardings=shardings),
