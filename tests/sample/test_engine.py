@@ -176,6 +176,17 @@ def test_a_reply_depends_on_prompt_and_seed_only_bit_for_bit(engine, params):
         assert reply == together[name]
 
 
+def test_nothing_compiles_after_the_first_replies(make_engine, params, caplog):
+    placed = jax.device_put(params, jax.devices()[0])  # as weights from a file are
+    engine = make_engine()
+    for is_first in (True, False):
+        caplog.clear()
+        engine.set_params(placed)
+        with jax.log_compiles():
+            ask(engine, PROMPTS[:2])
+        assert any("Compiling" in r.message for r in caplog.records) == is_first
+
+
 def test_seeds_choose_the_reply(engine, flat_params):
     engine.set_params(flat_params)
     prompts = [PROMPTS[4]] * 4
