@@ -6,8 +6,10 @@ CONFIG ?= configs/quickstart.py
 # Script workers and XLA share the machine; one thread each in the libraries.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-# Files of tests side by side; PYTEST_JOBS= runs them one after the other.
-PYTEST_JOBS ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# Files of tests side by side, in order of their names, which has the long ones early;
+# PYTEST_JOBS= runs them one after the other.
+PYTEST_JOBS ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile \
+  --no-loadscope-reorder
 
 .PHONY: quickstart test test-slow lint bench bubblewrap clean help
 

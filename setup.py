@@ -30,7 +30,7 @@ INSTALL = [
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.8",
     "jsonschema>=4.20",
     # The CPU reference that parity is measured against; no build for newer Pythons.
     'torch==2.13.0; python_version < "3.12"',
