@@ -1,49 +1,32 @@
 """The run whose PPO iterations `launch.bench.iteration` measures; nothing is learnt."""
 
+import dataclasses
+from pathlib import Path
+
 from mlagent_jax.config import (
     CollectConfig,
     EnvConfig,
-    ModelConfig,
     OptimizerConfig,
     PpoConfig,
-    PromptConfig,
     RunConfig,
     SampleConfig,
-    TokenizerConfig,
+    load_config,
 )
+
+_QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 
 
 def get_config() -> RunConfig:
-    """Returns a run of the quickstart's sizes on six of its tasks.
+    """Returns a run of the quickstart's model and prompts on six of its tasks.
 
     Every script is executed, since a cache would answer most of a short run; one
     padded length, so that nothing compiles after the first iteration.
     """
-    return RunConfig(
+    return dataclasses.replace(
+        load_config(str(_QUICKSTART)),
         name="bench_iteration",
         held_in=("digits", "cactus", "shapes", "leaves", "houses", "crystal"),
         held_out=("photo",),
-        tokenizer=TokenizerConfig(vocab_size=1024),
-        model=ModelConfig(
-            vocab_size=1024,
-            hidden_size=128,
-            intermediate_size=384,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=32,
-            rope_theta=10_000.0,
-            tie_word_embeddings=True,
-            max_position_embeddings=1_024,
-            compute_dtype="float32",
-        ),
-        prompt=PromptConfig(
-            style="brief",
-            history_steps=0,
-            log_steps=4,
-            max_feedback_chars=160,
-            max_prompt_tokens=512,
-        ),
         env=EnvConfig(num_workers=2, max_steps=8, use_cache=False),
         sample=SampleConfig(
             max_reply_tokens=96,
