@@ -1,7 +1,7 @@
 """Collects expert trajectories: `python -m launch.collect --config=... --workdir=...`.
 
-Writes trajectories/expert.jsonl, fresh.jsonl, ideas.json and blobs/ in the run
-directory; the same command goes on with what is missing.
+Writes trajectories/expert.jsonl, fresh.jsonl, ideas.json and the workspaces (packs/,
+blobs/) in the run directory; the same command goes on with what is missing.
 """
 
 from launch import common

@@ -150,7 +150,7 @@ def measure_pool(task: Task, root: Path) -> dict[str, Any]:
             for snapshot in rng.choices(snapshots, k=NUM_RESTORES)
         ]
         sizes[str(size)] = _spread(times)
-    files = [path.stat() for path in (root / "blobs").rglob("*") if path.is_file()]
+    files = [path.stat() for path in root.rglob("*") if path.is_file()]
     return {
         "restore_s": sizes,
         "changed_bytes_per_state": changed_bytes / len(snapshots),

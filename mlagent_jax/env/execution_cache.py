@@ -13,9 +13,9 @@ import importlib.metadata
 import json
 import logging
 import sys
-from pathlib import Path
 
-from mlagent_jax.env.snapshots import SnapshotStore, write_atomically
+from mlagent_jax.env.packs import PackFolder
+from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.errors import DataError
 from mlagent_jax.types import ExecResult, Outcome, Task, from_json, to_json
 
@@ -46,20 +46,18 @@ class ExecutionCache:
     def __init__(self, store: SnapshotStore) -> None:
         """Opens the cache of `store`, in the folder `executions` of its root."""
         self._store = store
-        self._root = store.root / "executions"
+        self._packs = PackFolder(store.root / "executions")
 
     def get(self, key: str) -> CachedExecution | None:
         """Returns the execution stored under `key`, None if there is none.
 
         A damaged entry, or one whose files are gone, counts as none.
         """
-        path = self._path(key)
-        try:
-            text = path.read_bytes().decode(errors="replace")
-        except FileNotFoundError:
+        data = self._packs.get(bytes.fromhex(key))
+        if data is None:
             return None
         try:
-            found = _decode_entry(text, str(path))
+            found = _decode_entry(data.decode(errors="replace"), key)
             self._store.get(found.snapshot_after)
             if found.submission is not None:
                 self._store.get_blob(found.submission)
@@ -76,10 +74,7 @@ class ExecutionCache:
           EnvUnavailableError: the disk is full or not writable.
         """
         if execution.result.outcome in _CACHED_OUTCOMES:
-            write_atomically(self._path(key), _encode_entry(execution).encode())
-
-    def _path(self, key: str) -> Path:
-        return self._root / key[:2] / f"{key[2:]}.json"
+            self._packs.put(bytes.fromhex(key), _encode_entry(execution).encode())
 
 
 def execution_key(task: Task, snapshot: str, script: str, isolation: str) -> str:

@@ -1,9 +1,10 @@
 """Content-addressed workspace snapshots: every state of a run can be restored.
 
-A blob is a file named by the SHA-256 of its bytes, in a folder named by the first
-two letters. A snapshot is a blob too: the sorted JSON object path -> blob id. Equal
-files are stored once, so a step costs the files it changed, and any process may
-write while others read. This module knows nothing of what the files mean.
+A blob has the SHA-256 of its bytes for a name. Small ones lie in packs (env/packs.py),
+a larger one is a file of that name in a folder named by the first two letters. A
+snapshot is a blob too: the sorted JSON object path -> blob id. Equal files are stored
+once, so a step costs the files it changed, and any process may write while others
+read. This module knows nothing of what the files mean.
 """
 
 import hashlib
@@ -15,11 +16,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlagent_jax.env.packs import PackFolder
 from mlagent_jax.errors import DataError, EnvUnavailableError
 from mlagent_jax.types import from_json
 
 _BLOB_ID = re.compile(r"[0-9a-f]{64}")
 _DEFAULT_MEMORY_BYTES = 32 << 20
+# A file wastes half a block of the disk, 2 KiB: of these at most an eighth.
+_MAX_PACKED_BYTES = 16 << 10
 
 
 class SnapshotStore:
@@ -39,12 +43,13 @@ class SnapshotStore:
         """Opens the store in `root`, which need not exist yet.
 
         Args:
-          root: folder of the store; blobs lie in `root/blobs`.
+          root: folder of the store; blobs lie in `root/packs` and `root/blobs`.
           fsync: wait for the disk after each write, so that a blob survives a power
             cut; without it only the death of a process is covered.
           memory_bytes: how many bytes of recent blobs to keep in memory.
         """
         self.root = root
+        self._packs = PackFolder(root / "packs", fsync=fsync)
         self._blobs_dir = root / "blobs"
         self._fsync = fsync
         self._recent: OrderedDict[str, bytes] = OrderedDict()
@@ -61,8 +66,12 @@ class SnapshotStore:
         if blob_id in self._recent:
             return blob_id
         path = self._path(blob_id)
+        key = bytes.fromhex(blob_id)
+        if len(data) <= _MAX_PACKED_BYTES:
+            if self._packs.where(key) is None:
+                self._packs.put(key, data)
         # A file of another size is the stump of a crash without fsync: heal it.
-        if not path.exists() or path.stat().st_size != len(data):
+        elif not path.exists() or path.stat().st_size != len(data):
             write_atomically(path, data, fsync=self._fsync)
         self._remember(blob_id, data)
         return blob_id
@@ -77,8 +86,10 @@ class SnapshotStore:
             self._recent.move_to_end(blob_id)
             return self._recent[blob_id]
         path = self._path(blob_id)
+        key = bytes.fromhex(blob_id)
         try:
-            data = path.read_bytes()
+            packed = self._packs.get(key)
+            data = path.read_bytes() if packed is None else packed
         except OSError as error:
             raise DataError(
                 f"blob {blob_id}: cannot be read from {path}: {error}; was the run "
@@ -86,6 +97,7 @@ class SnapshotStore:
             ) from error
         found = hashlib.sha256(data).hexdigest()
         if found != blob_id:
+            path = self._packs.where(key) or path
             raise DataError(
                 f"blob {blob_id}: {path} is damaged ({len(data)} bytes with hash "
                 f"{found}); restore it from a copy or collect the trajectories anew"

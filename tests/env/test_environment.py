@@ -11,6 +11,7 @@ from mlagent_jax.config import EnvConfig
 from mlagent_jax.env.environment import Environment, advance
 from mlagent_jax.env.execution_cache import ExecutionCache, execution_key
 from mlagent_jax.env.executor import Executor
+from mlagent_jax.env.packs import PackFolder
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.errors import DataError, EnvUnavailableError, TaskError
 from mlagent_jax.text.actions import render_action
@@ -333,23 +334,24 @@ def test_failures_are_cached_but_limits_are_not(task, store):
 def test_a_damaged_entry_is_a_miss(task, store, caplog):
     executor, env = cached_env(task, store)
     env.reset("toy")
-    (entry,) = (store.root / "executions").rglob("*.json")
-    text = entry.read_bytes()
-    for damage in [b"", text[:-5], text.replace(b"0.5", b"0.6"), b"\xff" + text]:
-        entry.write_bytes(damage)
-        executor.num_runs = 0
+    (pack,) = (store.root / "executions").iterdir()
+    key, entry = (content := pack.read_bytes())[:32], content[36:]
+    for damage in [b"", entry[:-5], entry.replace(b"0.5", b"0.6"), b"\xff" + entry]:
+        PackFolder(store.root / "executions").put(key, damage)
+        executor, env = cached_env(task, SnapshotStore(store.root))
         with caplog.at_level(logging.WARNING):
             env.reset("toy")
         assert executor.num_runs == 1
-        assert entry.read_bytes() == text
-    assert "damaged entry" in caplog.text
+        env.reset("toy")  # what it wrote is newer than the damaged entry
+        assert executor.num_runs == 1
+    assert caplog.text.count("damaged entry") == 4
 
 
 def test_an_entry_whose_files_are_gone_is_a_miss(task, store):
     _, env = cached_env(task, store)
     start = env.reset("toy")
-    path = store.root / "blobs" / start.submission[:2] / start.submission[2:]
-    path.unlink()
+    for path in (store.root / "packs").iterdir():
+        path.unlink()
     executor, env = cached_env(task, SnapshotStore(store.root))
     assert env.reset("toy").submission == start.submission
     assert executor.num_runs == 1

@@ -1,5 +1,6 @@
 """The content-addressed store: what goes in comes out, or an error does."""
 
+import hashlib
 import multiprocessing
 import os
 import random
@@ -8,6 +9,8 @@ import pytest
 
 from mlagent_jax.env.snapshots import SnapshotStore, write_atomically
 from mlagent_jax.errors import DataError, EnvUnavailableError
+
+LARGE = 20_000  # repeats that make a blob too large for a pack
 
 
 def blob_files(root):
@@ -40,26 +43,30 @@ def test_equal_files_are_stored_once(tmp_path):
     store = SnapshotStore(tmp_path)
     store.put({"a": b"same", "b": b"same"})
     store.put({"a": b"same", "b": b"other"})
-    assert len(blob_files(tmp_path)) == 4  # two contents, two manifests
+    # Two contents, two manifests; each record has a head of 36 bytes.
+    size = sum(path.stat().st_size for path in blob_files(tmp_path))
+    manifests = [store.get_blob(store.put(f)) for f in ({"a": b"same", "b": b"same"},)]
+    assert size == 4 * 36 + len(b"same") + len(b"other") + 2 * len(manifests[0])
 
 
 def test_restoring_a_neighbour_reads_only_what_differs(tmp_path):
     store = SnapshotStore(tmp_path)
-    base = {f"f{i}": b"%d" % i for i in range(20)}
-    first, second = store.put(base), store.put({**base, "f3": b"new"})
+    base = {f"f{i}": b"%d" % i * LARGE for i in range(20)}
+    first, second = store.put(base), store.put({**base, "f3": b"new" * LARGE})
     reader = SnapshotStore(tmp_path)
     reader.get(first)
-    kept = {reader.manifest(second)["f3"], second}
-    for path in blob_files(tmp_path):
-        if path.parent.name + path.name not in kept:
+    kept = reader.manifest(second)["f3"]
+    for path in (tmp_path / "blobs").rglob("*"):
+        if path.is_file() and path.parent.name + path.name != kept:
             path.unlink()
-    assert reader.get(second)["f3"] == b"new"
+    assert reader.get(second)["f3"] == b"new" * LARGE
 
 
-def test_a_damaged_blob_is_an_error_that_names_the_file(tmp_path):
-    snapshot = SnapshotStore(tmp_path).put({"train.py": b"print(1)"})
-    (path,) = (p for p in blob_files(tmp_path) if p.read_bytes() == b"print(1)")
-    path.write_bytes(b"print(2)")
+@pytest.mark.parametrize("content", [b"print(1)", b"print(1)\n" * LARGE])
+def test_a_damaged_blob_is_an_error_that_names_the_file(tmp_path, content):
+    snapshot = SnapshotStore(tmp_path).put({"train.py": content})
+    (path,) = (p for p in blob_files(tmp_path) if content in p.read_bytes())
+    path.write_bytes(path.read_bytes().replace(b"print(1)", b"print(2)", 1))
     with pytest.raises(DataError, match=f"{path.name}.*is damaged"):
         SnapshotStore(tmp_path).get(snapshot)
     path.unlink()
@@ -67,12 +74,20 @@ def test_a_damaged_blob_is_an_error_that_names_the_file(tmp_path):
         SnapshotStore(tmp_path).get(snapshot)
 
 
-def test_the_stump_of_a_crash_is_healed_by_the_next_write(tmp_path):
-    blob_id = SnapshotStore(tmp_path).put_blob(b"content")
+@pytest.mark.parametrize("content", [b"content", b"content" * LARGE])
+def test_the_stump_of_a_crash_is_healed_by_the_next_write(tmp_path, content):
+    blob_id = SnapshotStore(tmp_path).put_blob(content)
     (path,) = blob_files(tmp_path)
-    path.write_bytes(b"")
-    assert SnapshotStore(tmp_path).put_blob(b"content") == blob_id
-    assert SnapshotStore(tmp_path).get_blob(blob_id) == b"content"
+    path.write_bytes(path.read_bytes()[:20])
+    assert SnapshotStore(tmp_path).put_blob(content) == blob_id
+    assert SnapshotStore(tmp_path).get_blob(blob_id) == content
+
+
+def test_a_run_of_a_version_without_packs_is_read(tmp_path):
+    content = b"small"
+    blob_id = hashlib.sha256(content).hexdigest()
+    write_atomically(tmp_path / "blobs" / blob_id[:2] / blob_id[2:], content)
+    assert SnapshotStore(tmp_path).get_blob(blob_id) == content
 
 
 @pytest.mark.parametrize("blob_id", ["", "../../etc/passwd", "a" * 63, "A" * 64])
@@ -109,7 +124,7 @@ def test_a_failed_write_leaves_neither_file_nor_stump(tmp_path, monkeypatch):
 def _write_many(root):
     store = SnapshotStore(root, memory_bytes=0)
     for i in range(60):
-        store.put({"shared": b"%d" % i * 1_000, "pid": b"%d" % (i % 7)})
+        store.put({"shared": b"%d" % i * LARGE, "pid": b"%d" % (i % 7)})
 
 
 def test_many_processes_may_write_the_same_store(tmp_path):
@@ -123,5 +138,6 @@ def test_many_processes_may_write_the_same_store(tmp_path):
         process.join()
         assert process.exitcode == 0
     store = SnapshotStore(tmp_path)
-    for path in blob_files(tmp_path):
-        store.get_blob(path.parent.name + path.name)
+    for i in range(60):
+        files = {"shared": b"%d" % i * LARGE, "pid": b"%d" % (i % 7)}
+        assert store.get(SnapshotStore(tmp_path / "other").put(files)) == files
