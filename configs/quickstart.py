@@ -95,6 +95,7 @@ def get_config() -> RunConfig:
         sft=SftConfig(
             num_epochs=5.0,
             quote_frac=0.5,
+            mistake_frac=0.15,
             batch_size=16,
             micro_batch_size=16,
             seq_lens=(384, 448, 608),

@@ -113,6 +113,8 @@ class SftConfig:
       micro_batch_size: sequences of one forward pass; the rest accumulates.
       quote_frac: further examples, as a part of the others, that practise quoting
         on scripts with exchanged words (data/renaming.py); 0 for a pretrained model.
+      mistake_frac: probability of a refused reply before a step of the expert, shown
+        but not imitated, so that recovering is learnt (data/mistakes.py).
       seq_lens: padded lengths, ascending; longer examples are cut behind a reply, or
         dropped where not one reply fits.
       packing: put several examples into each row of the longest of `seq_lens`; then
@@ -127,6 +129,7 @@ class SftConfig:
     batch_size: int = 64
     micro_batch_size: int = 64
     quote_frac: float = 0.0
+    mistake_frac: float = 0.0
     seq_lens: tuple[int, ...] = (15_000,)
     packing: bool = False
     optimizer: OptimizerConfig = OptimizerConfig(peak_lr=2e-5)
@@ -143,3 +146,5 @@ class SftConfig:
             f"a divisor of batch_size = {self.batch_size}",
         )
         check(self.quote_frac >= 0, "sft.quote_frac", self.quote_frac, ">= 0")
+        is_ok = 0 <= self.mistake_frac < 1
+        check(is_ok, "sft.mistake_frac", self.mistake_frac, "in [0, 1)")

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from mlagent_jax.config import PromptConfig, RunConfig
+from mlagent_jax.data.mistakes import add_mistakes
 from mlagent_jax.data.state_pool import state_before
 from mlagent_jax.data.trajectories import TrajectoryFile
 from mlagent_jax.env.snapshots import SnapshotStore
@@ -133,27 +134,33 @@ def sft_examples(
         yield encode_example(chat, tokenizer)
 
 
-def expert_chats(config: RunConfig, workdir: Path) -> Iterator[TrainingChat]:
+def expert_chats(
+    config: RunConfig, workdir: Path, *, mistake_frac: float = 0.0
+) -> Iterator[TrainingChat]:
     """Yields the training chats of a run's expert, in the order of trajectory ids.
+
+    Args:
+      config: of the run.
+      workdir: run directory with tasks/ and trajectories/.
+      mistake_frac: see `SftConfig`.
 
     Raises:
       DataError: <workdir>/trajectories is missing, damaged, or of other tasks.
       TaskError: the prepared tasks are missing or damaged.
     """
     folder = workdir / "trajectories"
-    trajectories = TrajectoryFile(folder / "expert.jsonl")
     # The expert worked on held-in tasks alone; training looks at no others.
     tasks = load_tasks(dataclasses.replace(config, held_out=()), workdir)
-    yield from load_chats(trajectories, tasks, SnapshotStore(folder), config.prompt)
+    store = SnapshotStore(folder)
+    for trajectory, task in with_tasks(TrajectoryFile(folder / "expert.jsonl"), tasks):
+        revised = add_mistakes(trajectory, task, store, mistake_frac, config.seed)
+        yield from training_chats(revised, task, store, config.prompt)
 
 
-def load_chats(
-    trajectories: Iterable[Trajectory],
-    tasks: Mapping[str, Task],
-    store: Snapshots,
-    cfg: PromptConfig,
-) -> Iterator[TrainingChat]:
-    """Yields the training chats of all trajectories, in their order.
+def with_tasks(
+    trajectories: Iterable[Trajectory], tasks: Mapping[str, Task]
+) -> Iterator[tuple[Trajectory, Task]]:
+    """Yields each trajectory with its task.
 
     Raises:
       DataError: a trajectory is of a task that `tasks` lacks or of another version.
@@ -167,7 +174,7 @@ def load_chats(
                 f"{trajectory.task_version} of task {trajectory.task_id!r}, which "
                 f"{have}; collect again into another workdir"
             )
-        yield from training_chats(trajectory, task, store, cfg)
+        yield trajectory, task
 
 
 def encode_example(chat: TrainingChat, tokenizer: ChatEncoder) -> TokenExample:

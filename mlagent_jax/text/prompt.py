@@ -34,7 +34,9 @@ _IDEA_CHARS = 600
 _BRIEF_LAST_CHARS = 48
 
 _BRIEF_SYSTEM = "Improve the script. One action."
-_BRIEF_CLOSING = "Undo: {num_undoable}. Action:"
+# What can be asked for stands last: small models look there.
+_BRIEF_CLOSING = "Edit, undo or submit:"
+_BRIEF_CLOSING_UNCHANGED = "Edit or submit:"
 _FULL_CLOSING = (
     "Changes that undo can take back: {num_undoable}. "
     "Think in one or two sentences, then give exactly one action. "
@@ -152,8 +154,7 @@ def render_state(
     if older and (not is_brief or _has_news(older[-1])):
         parts.append(_last_feedback(older[-1], cfg))
     parts += _fenced(task.entry_script, script, is_brief=is_brief)
-    closing = _BRIEF_CLOSING if is_brief else _FULL_CLOSING
-    parts.append(closing.format(num_undoable=_num_undoable(older)))
+    parts.append(_closing(_num_undoable(older), is_brief=is_brief))
     messages = [
         Message(role="system", content=_BRIEF_SYSTEM if is_brief else _FULL_SYSTEM),
         Message(role="user", content="\n".join(parts)),
@@ -332,6 +333,12 @@ def _full_head(task: Task, start: float, score: float) -> list[str]:
         f"{task.limits.wall_s:g} seconds and {task.limits.memory_bytes >> 20} MiB.",
         "",
     ]
+
+
+def _closing(num_undoable: int, *, is_brief: bool) -> str:
+    if not is_brief:
+        return _FULL_CLOSING.format(num_undoable=num_undoable)
+    return _BRIEF_CLOSING if num_undoable else _BRIEF_CLOSING_UNCHANGED
 
 
 def _better(task: Task) -> str:

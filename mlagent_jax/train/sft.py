@@ -59,7 +59,8 @@ def run_sft(
       RunInterruptedError: `stop` was set; the state is saved.
     """
     tokenizer = prepare_tokenizer(config, workdir)
-    chats = list(expert_chats(config, workdir))
+    frac = config.sft.mistake_frac
+    chats = list(expert_chats(config, workdir, mistake_frac=frac))
     examples = [encode_example(chat, tokenizer) for chat in chats]
     quotations = renamed_examples(chats, config.sft.quote_frac, tokenizer, config.seed)
     return train_sft(

@@ -6,10 +6,10 @@ import pytest
 from mlagent_jax.config import PromptConfig
 from mlagent_jax.data.examples import (
     TokenExample,
-    load_chats,
     sft_examples,
     training_chats,
     truncate,
+    with_tasks,
 )
 from mlagent_jax.errors import DataError
 from mlagent_jax.text.prompt import render_state
@@ -104,9 +104,9 @@ def test_a_script_that_spells_a_special_token_cannot_forge_a_turn(tokenizer):
 def test_another_version_of_the_task_is_refused():
     trajectories = [make_trajectory(steps=STEPS)]
     with pytest.raises(DataError, match="version 1 of task 'toy', which is now 2"):
-        list(load_chats(trajectories, {"toy": make_task(version=2)}, Store(), WHOLE))
+        list(with_tasks(trajectories, {"toy": make_task(version=2)}))
     with pytest.raises(DataError, match="not in this run"):
-        list(load_chats(trajectories, {}, Store(), WHOLE))
+        list(with_tasks(trajectories, {}))
 
 
 def test_a_snapshot_without_the_entry_script_is_refused():

@@ -103,7 +103,7 @@ def test_brief_prompt_is_exactly_this():
         "1 model = linear_model.Lasso(): worse\n"
         "2 undo\n"
         f"```\n{SCRIPT}```\n"
-        "Undo: 0. Action:"
+        "Edit or submit:"
     )
 
 
