@@ -2,9 +2,10 @@
 
 An expert that makes no mistakes never shows how to go on after one, so a model that
 imitates it makes its first mistake and, in a state it has never seen, the next. Here
-refused replies are put between the expert's steps: an undo where nothing can be undone,
-an edit that was made before and no longer fits the file. They cost no execution, they
-are never a target, and what follows is the expert's own next reply. It is the idea of
+refused replies are put between the expert's steps, of the kinds that such models give:
+an undo where nothing can be undone, an earlier edit once more, quoting the file as it
+was or as it is. They cost no execution, they are never a target, and what follows is
+the expert's own next reply. It is the idea of
 noise injection (Laskey et al. 2017, "DART"); the paper has no such step, its model
 starts from pretrained weights.
 """
@@ -30,8 +31,6 @@ from mlagent_jax.types import (
     Task,
     Trajectory,
 )
-
-_EDITS = frozenset({ActionKind.EDIT, ActionKind.LINES})
 
 
 def add_mistakes(
@@ -83,8 +82,17 @@ def possible_mistakes(
       profile: how replies are written.
     """
     undo = profile.express(Action(kind=ActionKind.UNDO), task.entry_script)
-    earlier = [s.action for s in state.steps if s.action and s.action.kind in _EDITS]
-    for action in (undo, *dict.fromkeys(earlier)):
+    earlier = [
+        step.action
+        for step in state.steps
+        if step.action is not None and step.action.kind is ActionKind.EDIT
+    ]
+    again = [
+        dataclasses.replace(edit, blocks=tuple((new, new) for _, new in edit.blocks))
+        for edit in earlier
+        if all(new for _, new in edit.blocks)
+    ]
+    for action in dict.fromkeys((undo, *earlier, *again)):
         error = _refusal(state, action, store)
         if error is None:
             continue

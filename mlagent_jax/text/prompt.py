@@ -185,7 +185,8 @@ def verdict(step: StepRecord, sign: float) -> str:
 def action_gist(action: Action | None) -> str:
     """Returns the few words by which the log names an action.
 
-    For edits that is the first line that the action adds, cut short.
+    For edits that is the first line that the action adds, cut short, so an edit that is
+    made once more has the name it had before.
     """
     if action is None:
         return "no action"
@@ -404,8 +405,8 @@ def _fenced(path: str, script: str, *, is_brief: bool) -> list[str]:
     return [opening, script.rstrip("\n"), fence]
 
 
-def changed_line(blocks: Iterable[tuple[str, str]]) -> str:
-    """Returns the first line that the blocks add, else the first they remove."""
+def changed_line(blocks: Sequence[tuple[str, str]]) -> str:
+    """Returns the first line that the blocks add, else remove, else leave alone."""
     removed = ""
     for search, replace in blocks:
         before, after = search.splitlines(), replace.splitlines()
@@ -414,7 +415,7 @@ def changed_line(blocks: Iterable[tuple[str, str]]) -> str:
             return added[0]
         gone = [line for line in before if line.strip() and line not in after]
         removed = removed or (f"del {gone[0].strip()}" if gone else "")
-    return removed
+    return removed or next((search for search, _ in blocks), "")
 
 
 def _one_line(text: str) -> str:

@@ -80,7 +80,7 @@ def test_each_mistake_is_what_the_environment_records_of_the_same_reply(recorded
             changes = {"env_s": 0.0, "reward_parts": {}, "task_version": 0}
             assert dataclasses.replace(record, **changes) == step
             reasons.add(step.reason)
-    assert reasons == {"nothing_to_undo", "search_not_found"}
+    assert reasons == {"nothing_to_undo", "search_not_found", "no_change"}
 
 
 def test_an_undo_is_a_mistake_only_where_nothing_can_be_undone(recorded):

@@ -138,6 +138,18 @@ def test_scores_are_those_at_the_shown_script():
     assert "0.7" not in text
 
 
+def test_what_can_be_asked_for_stands_last():
+    def last_line(*steps):
+        text = render_state(make_task(), make_state(steps), SCRIPT, BRIEF)[1].content
+        return text.splitlines()[-1]
+
+    edit, undo = make_step(RIDGE, 0.5, 0.4), make_step(UNDO)
+    refused = make_step(UNDO, outcome=Outcome.INVALID_ACTION)
+    assert last_line() == "Edit or submit:"
+    assert last_line(edit) == last_line(edit, refused) == "Edit, undo or submit:"
+    assert last_line(edit, undo) == last_line(refused) == "Edit or submit:"
+
+
 def test_a_lower_is_better_metric_says_so_and_turns_the_verdict():
     task = make_task(metric="rmse", direction="min")
     step = make_step(RIDGE, 0.5, 0.4)
@@ -175,6 +187,7 @@ def test_the_full_system_message_shows_every_action_in_a_form_that_parses():
         (make_edit("a\nb\n", "a\n"), "del b"),
         (make_edit("a\n", "a\n    b = 2\n"), "b = 2"),
         (make_edit("a\n", "b" * 99 + "\n"), "b" * 28),
+        (make_edit("a\nb\n", "a\nb\n"), "a"),  # as it was named when it was made
     ],
 )
 def test_the_gist_names_what_an_action_adds(action, gist):
