@@ -1,6 +1,8 @@
 """The questions that the paper leaves open, on the offline pack that anyone can run.
 
     python -m launch.ablate --config=configs/ablation_offline.py
+    python -m launch.ablate --config=configs/ablation_offline.py --seed=0 --arm=ppo \
+        --arm="paper v1 reward"   # a part of it; the rest can follow later
 
 Hardware: CPU cores only. A run of the quickstart takes a quarter of an hour on two, and
 this grid has 24 arms that share stages, times 3 seeds: about half a day on two cores

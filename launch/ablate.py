@@ -3,7 +3,8 @@
 Stages that arms have in common run once; those that wait for nothing run side by
 side, as many as the cores allow. The same command goes on where it was stopped. Tables
 of what is finished (ablation/*.json, *.md, *.csv) are written at the end, and
-`python -m launch.report` shows them. `--set` changes the base of every arm.
+`python -m launch.report` shows them. `--set` changes the base of every arm; `--arm`
+and `--seed` run a part of the grid now, which counts when the rest is run later.
 """
 
 import os
@@ -14,10 +15,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from absl import flags
+
 from launch import common, exits, run_record
 from launch.grid_plan import DONE_FILE, Node, PlannedRun, plan_grid, unique_nodes
 from launch.grid_results import make_ablation, measure_run
 from mlagent_jax.config import Grid
+from mlagent_jax.errors import ConfigError
 from mlagent_jax.evaluation.ablation import (
     AblationRun,
     ablation_table,
@@ -28,13 +32,22 @@ from mlagent_jax.evaluation.tables import to_text, write_table
 RunNode = Callable[[Node], int]
 
 
+_ARM = flags.DEFINE_multi_string(
+    "arm", [], "Name of an arm to run now; may be repeated. Default: all."
+)
+_SEED = flags.DEFINE_multi_string(
+    "seed", [], "Seed to run now; may be repeated. Default: all of the grid."
+)
+
+
 def main(grid: Grid, workdir: Path, overrides: Sequence[str]) -> None:
     """Runs what is not done yet and writes the tables."""
-    runs = plan_grid(grid, workdir, overrides)
+    all_runs = plan_grid(grid, workdir, overrides)
+    runs = select_runs(all_runs, _ARM.value, _SEED.value)
     nodes = unique_nodes(runs)
     num_stages = sum(len(run.nodes) for run in runs)
     print(
-        f"{len(runs)} runs of {len(grid.arms)} arms: {len(nodes)} stages to run "
+        f"{len(runs)} of {len(all_runs)} runs: {len(nodes)} stages to run "
         f"({num_stages} without sharing), {grid.num_parallel} side by side",
         flush=True,
     )
@@ -46,7 +59,7 @@ def main(grid: Grid, workdir: Path, overrides: Sequence[str]) -> None:
             num_parallel=grid.num_parallel,
             on_done=lambda: bar.update(),
         )
-    write_tables(grid, runs, workdir / "ablation")
+    write_tables(grid, all_runs, workdir / "ablation")
     if failed:
         logs = "\n".join(f"  {node.folder / 'log.txt'}" for node in failed)
         exits.fail(
@@ -54,6 +67,31 @@ def main(grid: Grid, workdir: Path, overrides: Sequence[str]) -> None:
             f"logs:\n{logs}\nthe same command tries them again",
             status=1,
         )
+
+
+def select_runs(
+    runs: Sequence[PlannedRun], arms: Sequence[str], seeds: Sequence[str]
+) -> list[PlannedRun]:
+    """Returns the runs of some arms with some seeds; none named means all of them.
+
+    Raises:
+      ConfigError: no run has such an arm or such a seed.
+    """
+    known_arms = list(dict.fromkeys(run.arm.name for run in runs))
+    known_seeds = list(dict.fromkeys(str(run.seed) for run in runs))
+    for flag, wanted, known in (
+        ("--arm", arms, known_arms),
+        ("--seed", seeds, known_seeds),
+    ):
+        for name in wanted:
+            if name not in known:
+                raise ConfigError(f"{flag}={name}: expected one of {known}")
+    return [
+        run
+        for run in runs
+        if run.arm.name in (arms or known_arms)
+        and str(run.seed) in (seeds or known_seeds)
+    ]
 
 
 def run_nodes(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.ablate import run_nodes
+from launch.ablate import run_nodes, select_runs
 from launch.grid_plan import DONE_FILE, plan_grid, unique_nodes
 from launch.grid_results import make_ablation, read_curve, spent_by_update
 from mlagent_jax.config import (
@@ -82,6 +82,18 @@ def test_a_wrong_change_names_its_arm_before_anything_runs(tmp_path):
     bad = dataclasses.replace(GRID, arms=(Arm("typo", ("ppo.kl_cef=1",)),))
     with pytest.raises(ConfigError, match=r"arm 'typo': .*did you mean 'kl_coef'"):
         plan_grid(bad, tmp_path)
+
+
+def test_a_part_of_a_grid_can_be_chosen(tmp_path):
+    runs = plan_grid(GRID, tmp_path)
+    assert select_runs(runs, [], []) == runs
+    (run,) = select_runs(runs, ["other kl"], ["1"])
+    assert (run.arm.name, run.seed) == ("other kl", 1)
+    assert len(select_runs(runs, ["ppo", "sft"], [])) == 4
+    with pytest.raises(ConfigError, match="--arm=pop: expected one of .*'ppo'"):
+        select_runs(runs, ["pop"], [])
+    with pytest.raises(ConfigError, match="--seed=7: expected one of .*'0', '1'"):
+        select_runs(runs, [], ["7"])
 
 
 @pytest.mark.parametrize(
