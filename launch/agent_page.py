@@ -11,7 +11,7 @@ from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import StepJob
 from mlagent_jax.evaluation.records import EvalRecord, score_trajectory
 from mlagent_jax.text.actions import summarize_action
-from mlagent_jax.text.prompt import format_score, verdict
+from mlagent_jax.text.wording import format_score, verdict
 from mlagent_jax.types import Outcome, StepRecord, Task, Trajectory
 
 _MAX_DIFF_LINES = 14

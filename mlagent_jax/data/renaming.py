@@ -21,7 +21,7 @@ from mlagent_jax.data.examples import (
 )
 from mlagent_jax.errors import ActionError
 from mlagent_jax.text.actions import DIVIDER_MARKER, parse_reply, render_action
-from mlagent_jax.text.prompt import split_script
+from mlagent_jax.text.prompt_reading import split_script
 from mlagent_jax.types import ActionKind, Message
 
 _WORD = re.compile(r"[A-Za-z_]+|[0-9]+")

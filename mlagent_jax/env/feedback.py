@@ -10,7 +10,7 @@ import re
 from mlagent_jax.env.looks import fit_observation
 from mlagent_jax.errors import ActionError, SubmissionError
 from mlagent_jax.text.actions import replace_surrogates
-from mlagent_jax.text.prompt import format_score
+from mlagent_jax.text.wording import format_score
 from mlagent_jax.types import ExecResult, Outcome, Task
 
 _MAX_OUTPUT_CHARS = 1_500

@@ -16,7 +16,8 @@ from mlagent_jax.errors import TaskError
 from mlagent_jax.policy.base import Reply, Request
 from mlagent_jax.policy.moves import Move, apply_move, find_moves, is_made
 from mlagent_jax.text.profiles import DIRECT, Profile
-from mlagent_jax.text.prompt import PromptStep, action_gist
+from mlagent_jax.text.prompt_reading import PromptStep
+from mlagent_jax.text.wording import action_gist
 from mlagent_jax.types import Action, ActionKind
 
 _NO_CHANGE = ("undo", "submit", "list", "no action", "read ", "run ")

@@ -20,9 +20,9 @@ from mlagent_jax.text.mlab_actions import (
     parse_reply,
     usage,
 )
-from mlagent_jax.text.prompt import (
+from mlagent_jax.text.prompt_reading import PromptStep
+from mlagent_jax.text.wording import (
     IDEAS_HEADING,
-    PromptStep,
     cut_middle,
     format_score,
     idea_lines,

@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mlagent_jax.config import PromptConfig
-from mlagent_jax.text import actions, mlab_actions, mlab_prompt, prompt
+from mlagent_jax.text import (
+    actions,
+    mlab_actions,
+    mlab_prompt,
+    prompt,
+    prompt_reading,
+)
 from mlagent_jax.text.written_edits import write_instruction
 from mlagent_jax.types import (
     Action,
@@ -62,7 +68,7 @@ class Profile:
     history_steps: Callable[[PromptConfig], int | None]
     window_snapshot: Callable[[State, PromptConfig], str]
     read_ideas: Callable[[Sequence[Message]], tuple[str, ...]]
-    read_steps: Callable[[Sequence[Message]], tuple[prompt.PromptStep, ...]]
+    read_steps: Callable[[Sequence[Message]], tuple[prompt_reading.PromptStep, ...]]
     express: Callable[[Action, str], Action]
     list_hint: str
 
@@ -100,8 +106,8 @@ DIRECT = Profile(
     render_state=prompt.render_state,
     history_steps=prompt.history_steps,
     window_snapshot=prompt.window_snapshot,
-    read_ideas=prompt.read_ideas,
-    read_steps=prompt.read_steps,
+    read_ideas=prompt_reading.read_ideas,
+    read_steps=prompt_reading.read_steps,
     express=_as_it_is,
     list_hint="<list/> shows all.",
 )

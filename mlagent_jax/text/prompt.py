@@ -5,20 +5,21 @@ each older step and the script as it was before the shown history; then, for eac
 of the last `history_steps` steps, the reply and its feedback. Style `full` teaches
 the actions to a model that never saw them. Style `brief` leaves the teaching out,
 because a small model learns the format by training and every token costs it.
-
-Verdicts ("better", "worse", ...) come from the typed outcome and already account
-for the metric's direction, so a reader needs no arithmetic and no tasks' units.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
 from mlagent_jax.config import PromptConfig
-from mlagent_jax.errors import ActionError
-from mlagent_jax.text.actions import parse_reply
+from mlagent_jax.text.wording import (
+    action_gist,
+    cut_middle,
+    format_score,
+    idea_lines,
+    one_line,
+    verdict,
+)
 from mlagent_jax.types import (
-    Action,
     ActionKind,
     Message,
     Outcome,
@@ -27,10 +28,7 @@ from mlagent_jax.types import (
     Task,
 )
 
-IDEAS_HEADING = "Ideas to try:"
 LOG_HEADING = "Log:"
-_GIST_CHARS = 28
-_IDEA_CHARS = 600
 _BRIEF_LAST_CHARS = 48
 
 _BRIEF_SYSTEM = "Improve the script. One action."
@@ -93,19 +91,6 @@ write submission.csv.
 - data/ is read-only. Paths are relative and stay inside the workspace.
 - A change that fails or makes the score worse stays until you undo it or edit again."""
 
-# Verdicts of steps whose outcome alone tells what happened.
-_FAILURES = {
-    Outcome.INVALID_ACTION: "invalid",
-    Outcome.SCRIPT_ERROR: "error",
-    Outcome.TIMEOUT: "timeout",
-    Outcome.OUT_OF_MEMORY: "out of memory",
-    Outcome.RESOURCE_LIMIT: "limit",
-    Outcome.INVALID_SUBMISSION: "bad submission",
-}
-_VERDICTS = frozenset({"better", "worse", "same", *_FAILURES.values()})
-_LOG_LINE = re.compile(r"\d+ (.*)")
-_TURN_VERDICT = re.compile(r"(?:Step \d+: )?(.*)")
-
 
 def history_steps(cfg: PromptConfig) -> int | None:
     """Returns how many of the last steps a chat shows as turns; None shows all."""
@@ -163,136 +148,6 @@ def render_state(
         messages.append(Message(role="assistant", content=step.reply))
         messages.append(_feedback_turn(number, step, task.sign, cfg))
     return tuple(messages)
-
-
-def verdict(step: StepRecord, sign: float) -> str:
-    """Returns in a word or two what became of a step; "" if it scored nothing.
-
-    Args:
-      step: the recorded step.
-      sign: +1.0 if a higher score is better, else -1.0.
-    """
-    if step.outcome in _FAILURES:
-        return _FAILURES[step.outcome]
-    if step.outcome is not Outcome.SCORED:
-        return ""
-    gain = sign * (step.score_after - step.score_before)
-    if gain == 0:
-        return "same"
-    return "better" if gain > 0 else "worse"
-
-
-def action_gist(action: Action | None) -> str:
-    """Returns the few words by which the log names an action.
-
-    For edits that is the first line that the action adds, cut short, so an edit that is
-    made once more has the name it had before.
-    """
-    if action is None:
-        return "no action"
-    if action.kind is ActionKind.EDIT:
-        return code_gist(changed_line(action.blocks))
-    if action.kind is ActionKind.LINES:
-        return code_gist(action.content)
-    if action.kind in {ActionKind.WRITE, ActionKind.READ, ActionKind.RUN}:
-        return f"{action.kind} {action.path}"
-    return str(action.kind)
-
-
-def code_gist(code: str) -> str:
-    """Returns the first non-empty line of `code`, stripped and cut."""
-    lines = (line.strip() for line in code.splitlines())
-    return next((line for line in lines if line), "")[:_GIST_CHARS].strip()
-
-
-def idea_lines(ideas: Sequence[str]) -> list[str]:
-    """Returns the heading and one line for each idea, nothing if there is none."""
-    lines = [f"- {_one_line(idea)[:_IDEA_CHARS]}" for idea in ideas]
-    return [IDEAS_HEADING, *lines] if lines else []
-
-
-def format_score(score: float) -> str:
-    """Returns `score` with four significant digits, integers from 1000 upwards."""
-    return f"{score:.0f}" if abs(score) >= 1000 else f"{score:.4g}"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptStep:
-    """A past step as far as a prompt tells of it.
-
-    Attributes:
-      gist: see `action_gist`.
-      verdict: see `verdict`.
-    """
-
-    gist: str
-    verdict: str
-
-
-def read_ideas(messages: Sequence[Message]) -> tuple[str, ...]:
-    """Returns the ideas that a chat of `render_state` puts to its reader."""
-    lines = _first_turn_lines(messages)
-    if IDEAS_HEADING not in lines:
-        return ()
-    ideas: list[str] = []
-    for line in lines[lines.index(IDEAS_HEADING) + 1 :]:
-        if not line.startswith("- "):
-            break
-        ideas.append(line[2:])
-    return tuple(ideas)
-
-
-def read_steps(messages: Sequence[Message]) -> tuple[PromptStep, ...]:
-    """Returns the past steps that a chat of `render_state` tells of, oldest first."""
-    steps: list[PromptStep] = []
-    lines = _first_turn_lines(messages)
-    if LOG_HEADING in lines:
-        for line in lines[lines.index(LOG_HEADING) + 1 :]:
-            match = _LOG_LINE.fullmatch(line)
-            if match is None:
-                break
-            steps.append(_read_log_line(match[1]))
-    for reply, feedback in zip(messages[2::2], messages[3::2], strict=True):
-        try:
-            action = parse_reply(reply.content, max_chars=len(reply.content))
-        except ActionError:
-            action = None
-        match = _TURN_VERDICT.match(feedback.content)
-        word = match[1] if match and match[1] in _VERDICTS else ""
-        steps.append(PromptStep(gist=action_gist(action), verdict=word))
-    return tuple(steps)
-
-
-def split_script(first_turn: str) -> tuple[str, str, str]:
-    """Returns (text up to the script, script, text behind it) of a first user turn.
-
-    The closing fence is the last line but one, and the script holds none as long.
-    """
-    lines = first_turn.split("\n")
-    fence = lines[-2]
-    opening = len(lines) - 3
-    while not lines[opening].startswith(fence):
-        opening -= 1
-    before, script, after = lines[: opening + 1], lines[opening + 1 : -2], lines[-2:]
-    return (
-        "\n".join(before) + "\n",
-        "".join(f"{line}\n" for line in script),
-        "\n".join(after),
-    )
-
-
-def _first_turn_lines(messages: Sequence[Message]) -> list[str]:
-    """Returns the lines of the first user turn in front of the script's fence."""
-    before, _, _ = split_script(messages[1].content)
-    return before.split("\n")[:-2]
-
-
-def _read_log_line(text: str) -> PromptStep:
-    gist, _, tail = text.rpartition(": ")
-    word = tail.partition(", ")[0]
-    if gist and word in _VERDICTS:
-        return PromptStep(gist=gist, verdict=word)
-    return PromptStep(gist=gist if gist and " -> " in tail else text, verdict="")
 
 
 def _num_older(steps: Sequence[StepRecord], cfg: PromptConfig) -> int:
@@ -380,7 +235,7 @@ def _last_feedback(step: StepRecord, cfg: PromptConfig) -> str:
         lines = [line for line in step.feedback.splitlines() if line.strip()] or [""]
         # A traceback ends with what went wrong; all other texts begin with it.
         is_traceback = step.outcome is Outcome.SCRIPT_ERROR
-        line = _one_line(lines[-1 if is_traceback else 0])
+        line = one_line(lines[-1 if is_traceback else 0])
         return f"Last: {line[: min(cfg.max_feedback_chars, _BRIEF_LAST_CHARS)]}"
     return f"Last feedback:\n{cut_middle(step.feedback, cfg.max_feedback_chars)}\n"
 
@@ -403,30 +258,3 @@ def _fenced(path: str, script: str, *, is_brief: bool) -> list[str]:
     fence = "`" * (longest + 1)
     opening = fence if is_brief else f"{path}:\n{fence}python"
     return [opening, script.rstrip("\n"), fence]
-
-
-def changed_line(blocks: Sequence[tuple[str, str]]) -> str:
-    """Returns the first line that the blocks add, else remove, else leave alone."""
-    removed = ""
-    for search, replace in blocks:
-        before, after = search.splitlines(), replace.splitlines()
-        added = [line for line in after if line.strip() and line not in before]
-        if added:
-            return added[0]
-        gone = [line for line in before if line.strip() and line not in after]
-        removed = removed or (f"del {gone[0].strip()}" if gone else "")
-    return removed or next((search for search, _ in blocks), "")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def cut_middle(text: str, max_chars: int) -> str:
-    """Returns `text` with its middle left out so that the ends fit `max_chars`."""
-    text = text.strip()
-    if len(text) <= max_chars:
-        return text
-    tail_chars = max_chars // 2
-    head, tail = text[: max_chars - tail_chars], text[len(text) - tail_chars :]
-    return f"{head} [...] {tail}"

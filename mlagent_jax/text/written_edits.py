@@ -9,7 +9,7 @@ editor (`policy.literal`) stand in for an editing model.
 import re
 
 from mlagent_jax.text.actions import end_last_line
-from mlagent_jax.text.prompt import changed_line, code_gist
+from mlagent_jax.text.wording import changed_line, code_gist
 
 _FENCE = "```"
 _BLOCK = re.compile(

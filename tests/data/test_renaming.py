@@ -8,7 +8,8 @@ from mlagent_jax.config import PromptConfig
 from mlagent_jax.data.examples import TrainingChat
 from mlagent_jax.data.renaming import rename_chat, renamed_examples
 from mlagent_jax.text.actions import parse_reply, render_action
-from mlagent_jax.text.prompt import render_state, split_script
+from mlagent_jax.text.prompt import render_state
+from mlagent_jax.text.prompt_reading import split_script
 from mlagent_jax.text.tokenizer import Tokenizer
 from mlagent_jax.types import Action, ActionKind, Message
 from tests.samples import SCRIPT, make_edit, make_state, make_task

@@ -10,7 +10,8 @@ from mlagent_jax.policy.base import Request
 from mlagent_jax.policy.moves import apply_move
 from mlagent_jax.policy.scripted import Habits, ScriptedPolicy, choose_action
 from mlagent_jax.text.actions import parse_reply
-from mlagent_jax.text.prompt import PromptStep, render_state
+from mlagent_jax.text.prompt import render_state
+from mlagent_jax.text.prompt_reading import PromptStep
 from mlagent_jax.types import ActionKind
 from tests.policy.test_moves import FOREST, LASSO, MOVES, apply
 from tests.samples import SCRIPT, make_edit, make_state, make_step, make_task

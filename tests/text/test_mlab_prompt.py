@@ -11,7 +11,8 @@ from mlagent_jax.text.mlab_prompt import (
     window_snapshot,
 )
 from mlagent_jax.text.profiles import DIRECT, MLAB
-from mlagent_jax.text.prompt import PromptStep, action_gist
+from mlagent_jax.text.prompt_reading import PromptStep
+from mlagent_jax.text.wording import action_gist
 from mlagent_jax.text.written_edits import read_instruction, write_instruction
 from mlagent_jax.types import ActionKind, Outcome
 from tests.samples import SCRIPT, make_edit, make_state, make_step, make_task

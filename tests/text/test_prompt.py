@@ -4,16 +4,9 @@ import pytest
 
 from mlagent_jax.config import PromptConfig
 from mlagent_jax.text.actions import USAGE, parse_reply
-from mlagent_jax.text.prompt import (
-    PromptStep,
-    action_gist,
-    format_score,
-    read_ideas,
-    read_steps,
-    render_state,
-    verdict,
-    window_snapshot,
-)
+from mlagent_jax.text.prompt import render_state, window_snapshot
+from mlagent_jax.text.prompt_reading import PromptStep, read_ideas, read_steps
+from mlagent_jax.text.wording import action_gist, format_score, verdict
 from mlagent_jax.types import Action, ActionKind, Outcome
 from tests.samples import SCRIPT, make_edit, make_state, make_step, make_task
 
