@@ -14,7 +14,7 @@ import dataclasses
 import random
 from collections.abc import Iterator
 
-from mlagent_jax.env.environment import advance
+from mlagent_jax.env.advance import advance
 from mlagent_jax.env.feedback import action_text
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.undo import undo_file, undo_last

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlagent_jax.data.task_hashes import check_task_hashes
 from mlagent_jax.data.trajectories import TrajectoryFile
-from mlagent_jax.env.environment import advance
+from mlagent_jax.env.advance import advance
 from mlagent_jax.errors import DataError
 from mlagent_jax.types import State, Task, Trajectory
 

@@ -26,7 +26,7 @@ from mlagent_jax.env.feedback import (
 )
 from mlagent_jax.env.grading import grade
 from mlagent_jax.env.integrity import submission_events
-from mlagent_jax.env.looks import NO_DATA, DataView
+from mlagent_jax.env.looks import NO_DATA, task_view
 from mlagent_jax.env.reward import reward_parts
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.undo import undo_file, undo_last
@@ -55,7 +55,7 @@ from mlagent_jax.types import (
     Task,
 )
 
-__all__ = ["Environment", "ScriptRunner", "Start", "advance"]
+__all__ = ["Environment", "ScriptRunner", "Start"]
 
 _LOOKS_AT_DATA = frozenset(
     {
@@ -67,7 +67,6 @@ _LOOKS_AT_DATA = frozenset(
     }
 )
 _ALWAYS_RUN = frozenset({ActionKind.EDIT, ActionKind.LINES, ActionKind.WRITE})
-_MAX_READ_BYTES = 1 << 20
 _MAX_GRADED = 1_000
 
 
@@ -262,7 +261,7 @@ class Environment:
         files, text = apply_action(
             before,
             action,
-            data=_data_view(task) if action.kind in _LOOKS_AT_DATA else NO_DATA,
+            data=task_view(task) if action.kind in _LOOKS_AT_DATA else NO_DATA,
             list_hint=self._profile.list_hint,
         )
         if action.kind is ActionKind.RUN:
@@ -406,45 +405,3 @@ class Environment:
         if before == after:
             return ""
         return unified_diff(self._store.get(before), self._store.get(after))
-
-
-def advance(state: State, step: StepRecord) -> State:
-    """Returns the state after `step`: its files, its score, its history.
-
-    Every executed edit can be undone, also one whose script failed; an undo takes
-    back one edit.
-    """
-    previous = state.previous_snapshots
-    if step.is_edit:
-        previous = (*previous, (step.snapshot_before, step.score_before))
-    elif _is_undone(step):
-        previous = previous[:-1]
-    return dataclasses.replace(
-        state,
-        snapshot=step.snapshot_after,
-        score=step.score_after,
-        steps=(*state.steps, step),
-        previous_snapshots=previous,
-    )
-
-
-def _is_undone(step: StepRecord) -> bool:
-    is_undo = step.action is not None and step.action.kind is ActionKind.UNDO
-    return is_undo and step.outcome is not Outcome.INVALID_ACTION
-
-
-def _data_view(task: Task) -> DataView:
-    names = [
-        key.removeprefix("public/")
-        for key in task.file_hashes
-        if key.startswith("public/")
-    ]
-
-    def read(name: str) -> bytes:
-        with (task.public_dir / name).open("rb") as file:
-            head = file.read(_MAX_READ_BYTES)
-        # Whole lines only, so that no character is cut in two.
-        is_cut = len(head) == _MAX_READ_BYTES
-        return head[: head.rfind(b"\n") + 1] if is_cut else head
-
-    return DataView({n: (task.public_dir / n).stat().st_size for n in names}, read)

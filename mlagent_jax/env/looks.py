@@ -10,10 +10,11 @@ from typing import NamedTuple
 from mlagent_jax.errors import ActionError
 from mlagent_jax.text.actions import end_last_line
 from mlagent_jax.text.mlab_actions import MAX_INSPECTED_LINES, MAX_OBSERVATION_CHARS
-from mlagent_jax.types import Action
+from mlagent_jax.types import Action, Task
 
 DATA_FOLDER = "data"
 
+_MAX_READ_BYTES = 1 << 20
 _MAX_LISTED_FILES = 100
 _MAX_LISTED_LINES = 200
 _NUM_TAIL_LINES = 40
@@ -38,6 +39,24 @@ def _read_nothing(path: str) -> bytes:
 
 
 NO_DATA = DataView({}, _read_nothing)
+
+
+def task_view(task: Task) -> DataView:
+    """Returns the public data of a prepared task; of a big file its first lines."""
+    names = [
+        key.removeprefix("public/")
+        for key in task.file_hashes
+        if key.startswith("public/")
+    ]
+
+    def read(name: str) -> bytes:
+        with (task.public_dir / name).open("rb") as file:
+            head = file.read(_MAX_READ_BYTES)
+        # Whole lines only, so that no character is cut in two.
+        is_cut = len(head) == _MAX_READ_BYTES
+        return head[: head.rfind(b"\n") + 1] if is_cut else head
+
+    return DataView({n: (task.public_dir / n).stat().st_size for n in names}, read)
 
 
 def list_files(files: Mapping[str, bytes], data: DataView) -> str:

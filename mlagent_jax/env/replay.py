@@ -8,7 +8,8 @@ is the isolation level, which is a fact about the machine and not about the step
 import dataclasses
 from typing import Any, NamedTuple
 
-from mlagent_jax.env.environment import Environment, advance
+from mlagent_jax.env.advance import advance
+from mlagent_jax.env.environment import Environment
 from mlagent_jax.errors import DataError
 from mlagent_jax.types import CORNER_CASES, Outcome, State, StepRecord, Trajectory
 

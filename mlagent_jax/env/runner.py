@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from mlagent_jax.config import EnvConfig, PromptConfig
-from mlagent_jax.env.environment import Start, advance
+from mlagent_jax.env.advance import advance
+from mlagent_jax.env.environment import Start
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import Pool, ResetDone, StepDone, StepJob, StepLoop
 from mlagent_jax.errors import PolicyError

@@ -13,7 +13,8 @@ from typing import Literal
 
 from mlagent_jax.config import EnvConfig
 from mlagent_jax.config.evaluation import SearchConfig
-from mlagent_jax.env.environment import Start, advance
+from mlagent_jax.env.advance import advance
+from mlagent_jax.env.environment import Start
 from mlagent_jax.env.runner import Attempt, MakeAttempt, TrajectorySpec
 from mlagent_jax.types import ActionKind, Outcome, State, StepRecord, StepStatus, Task
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from mlagent_jax.config import RunConfig
 from mlagent_jax.data.state_pool import PoolState
-from mlagent_jax.env.environment import advance
+from mlagent_jax.env.advance import advance
 from mlagent_jax.env.grading import grade
 from mlagent_jax.env.pool_jobs import JobResult
 from mlagent_jax.env.reward import compute_reward

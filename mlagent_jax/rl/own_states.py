@@ -18,7 +18,7 @@ import numpy as np
 
 from mlagent_jax.config import PpoConfig
 from mlagent_jax.data.state_pool import PoolState, StatePool
-from mlagent_jax.env.environment import advance
+from mlagent_jax.env.advance import advance
 from mlagent_jax.rl.records import UpdateLog
 from mlagent_jax.rl.rollout import Rollout, Sample
 from mlagent_jax.types import State, StepStatus, Task, from_json, to_json

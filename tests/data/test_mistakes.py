@@ -8,7 +8,8 @@ from mlagent_jax.config import EnvConfig, PromptConfig
 from mlagent_jax.data.examples import training_chats
 from mlagent_jax.data.mistakes import add_mistakes
 from mlagent_jax.data.state_pool import state_before
-from mlagent_jax.env.environment import Environment, advance
+from mlagent_jax.env.advance import advance
+from mlagent_jax.env.environment import Environment
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.types import Action, ActionKind, Outcome
 from tests.samples import SCRIPT, make_edit, make_step, make_task, make_trajectory

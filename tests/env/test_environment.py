@@ -8,7 +8,8 @@ import random
 import pytest
 
 from mlagent_jax.config import EnvConfig
-from mlagent_jax.env.environment import Environment, advance
+from mlagent_jax.env.advance import advance
+from mlagent_jax.env.environment import Environment
 from mlagent_jax.env.execution_cache import ExecutionCache, execution_key
 from mlagent_jax.env.executor import Executor
 from mlagent_jax.env.packs import PackFolder

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from mlagent_jax.config import EnvConfig
+from mlagent_jax.env.advance import advance
 from mlagent_jax.env.editor import EditingPool, hash_prompt
-from mlagent_jax.env.environment import advance
 from mlagent_jax.env.pool_jobs import JobResult
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.errors import ConfigError

@@ -8,7 +8,7 @@ import pytest
 from launch.replay import format_result, read_trajectories
 from mlagent_jax.config import EnvConfig
 from mlagent_jax.data.trajectories import TrajectoryFile, TrajectoryWriter
-from mlagent_jax.env.environment import advance
+from mlagent_jax.env.advance import advance
 from mlagent_jax.env.replay import compare_steps, replay_trajectory
 from mlagent_jax.errors import DataError
 from mlagent_jax.text.actions import render_action

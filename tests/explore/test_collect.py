@@ -16,7 +16,8 @@ from mlagent_jax.config import (
     RunConfig,
 )
 from mlagent_jax.data.trajectories import TrajectoryFile
-from mlagent_jax.env.environment import Start, advance
+from mlagent_jax.env.advance import advance
+from mlagent_jax.env.environment import Start
 from mlagent_jax.env.pool_jobs import JobResult
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.workspace import apply_action

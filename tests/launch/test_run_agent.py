@@ -8,7 +8,7 @@ import pytest
 from launch import agent_page
 from launch.run_agent import resolve_agent, resolve_task
 from mlagent_jax.config import EnvConfig, PromptConfig, RunConfig
-from mlagent_jax.env.environment import advance
+from mlagent_jax.env.advance import advance
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import StepJob
 from mlagent_jax.errors import ConfigError

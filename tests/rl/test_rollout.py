@@ -9,7 +9,7 @@ import pytest
 from mlagent_jax.config import EnvConfig, RewardConfig
 from mlagent_jax.data.state_pool import StatePool
 from mlagent_jax.data.trajectories import TrajectoryFile, TrajectoryWriter
-from mlagent_jax.env.environment import advance
+from mlagent_jax.env.advance import advance
 from mlagent_jax.env.pool_jobs import JobResult
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.errors import EnvUnavailableError
