@@ -164,14 +164,17 @@ def test_a_run_that_failed_goes_on_to_the_same_end(finished, tmp_path):
 CHILD = """
 import sys
 from pathlib import Path
-from tests.rl.test_loop import train
-train(Path(sys.argv[1]))
+from tests.rl import test_loop
+settings = getattr(test_loop, sys.argv[2])
+test_loop.train(Path(sys.argv[1]), config=test_loop.make_config(**settings))
 """
 
 
-def start_child(directory: Path, cache: str) -> subprocess.Popen[bytes]:
+def start_child(
+    directory: Path, cache: str, settings: str = "SETTINGS"
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(directory)],
+        [sys.executable, "-c", CHILD, str(directory), settings],
         cwd=Path(__file__).parents[2],
         env=os.environ
         | {
@@ -182,18 +185,23 @@ def start_child(directory: Path, cache: str) -> subprocess.Popen[bytes]:
     )
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_end(
-    finished, tmp_path, compilation_cache
-):
-    child = start_child(tmp_path, compilation_cache)
-    metrics = tmp_path / "metrics.jsonl"
+def kill_child_after(num_updates: int, directory: Path, *args: str) -> None:
+    """Starts a run in another process and kills it (SIGKILL) in its midst."""
+    child = start_child(directory, *args)
+    metrics = directory / "metrics.jsonl"
     deadline = time.monotonic() + 300
-    while not metrics.exists() or metrics.read_text().count("\n") < 9:
+    while not metrics.exists() or metrics.read_text().count("\n") < num_updates:
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_end(
+    finished, tmp_path, compilation_cache
+):
+    kill_child_after(9, tmp_path, compilation_cache)
     assert start_child(tmp_path, compilation_cache).wait(timeout=300) == 0
     assert_same_run(tmp_path, finished[0])
 
@@ -287,6 +295,16 @@ def test_a_stale_run_that_failed_goes_on_with_the_samples_in_flight(stale, tmp_p
     in_flight = sorted(p.name for p in tmp_path.glob("rollout-*.json"))
     assert in_flight
     train(tmp_path, config=config)
+    assert_same_run(tmp_path, stale[0])
+
+
+@pytest.mark.slow
+def test_a_stale_run_that_was_killed_twice_goes_on_to_the_same_end(
+    stale, tmp_path, compilation_cache
+):
+    for num_updates in (4, 9):
+        kill_child_after(num_updates, tmp_path, compilation_cache, "STALE")
+    assert start_child(tmp_path, compilation_cache, "STALE").wait(timeout=300) == 0
     assert_same_run(tmp_path, stale[0])
 
 
