@@ -93,9 +93,10 @@ def get_config() -> RunConfig:
             ),
         ),
         sft=SftConfig(
-            num_epochs=5.0,
+            num_epochs=6.0,
             quote_frac=0.5,
-            mistake_frac=0.15,
+            # The expert never errs: recovering is shown by mistakes put in for it.
+            mistake_frac=0.1,
             batch_size=16,
             micro_batch_size=16,
             seq_lens=(384, 448, 608),
