@@ -65,7 +65,7 @@ def get_grid() -> Grid:
             Arm("6 tasks", (_tasks(6),)),
             Arm("duration-aware", ("ppo.duration_aware=true",)),
             Arm("expert's states only", (_EXPERTS_STATES,)),
-            Arm("own states by learnability", ("ppo.pool.by_learnability=true",)),
+            Arm("own states drawn evenly", ("ppo.pool.by_learnability=false",)),
             Arm("the paper's choices", ("ppo.reward.preset=paper_v1", _EXPERTS_STATES)),
             Arm("ppo, 4 a state", _GROUPS),
             Arm("grpo, 4 a state", (*_GROUPS, *_no_critic("grpo"))),
@@ -119,7 +119,7 @@ def get_grid() -> Grid:
                 (
                     "ppo",
                     "expert's states only",
-                    "own states by learnability",
+                    "own states drawn evenly",
                     "the paper's choices",
                 ),
             ),

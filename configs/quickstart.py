@@ -106,7 +106,7 @@ def get_config() -> RunConfig:
             num_updates=32,
             states_per_update=64,
             # Half of the states are its own: only there does it meet its own habits.
-            pool=PoolConfig(own_frac=0.5, by_learnability=False),
+            pool=PoolConfig(own_frac=0.5),
             minibatch_size=32,
             micro_batch_size=32,
             seq_lens=(448, 512, 608),
