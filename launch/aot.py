@@ -83,9 +83,11 @@ def tpu_model(config: RunConfig) -> ModelConfig:
 def _compile_all(config: RunConfig, tpu_slice: Slice, which: str) -> bool:
     use_compiler_only()
     from launch import aot_programs
+    from mlagent_jax.parallel.fit import check_stage
 
     model = tpu_model(config)
-    aot_programs.check(config, model, tpu_slice, "sft" if which == "sft" else "ppo")
+    stage = "sft" if which == "sft" else "ppo"
+    check_stage(config, model, tpu_slice.num_chips, stage)
     programs: list[Program] = []
     if which == "sft":
         programs.append(aot_programs.sft_program(config, model, tpu_slice))

@@ -20,7 +20,7 @@ from mlagent_jax.model import flops, qwen2
 from mlagent_jax.model.critic import init_critic
 from mlagent_jax.parallel import topology
 from mlagent_jax.parallel.aot import Program
-from mlagent_jax.parallel.fit import check_mesh, tensor_sizes
+from mlagent_jax.parallel.fit import tensor_sizes
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.parallel.sharding import batch_sharding, replicated
 from mlagent_jax.parallel.topology import Slice
@@ -40,23 +40,6 @@ from mlagent_jax.train.state import init_state
 _SCHEDULE_LENGTH = 1_000  # updates; changes no shape
 _END_ID = 0  # changes no shape
 _INTEGERS = ("tokens_BT", "positions_BT", "segment_ids_BT")
-
-
-def check(config: RunConfig, model: ModelConfig, tpu_slice: Slice, stage: str) -> None:
-    """Refuses a run that its mesh does not divide, before any device work.
-
-    Args:
-      config: of the run.
-      model: its model.
-      tpu_slice: the devices.
-      stage: "sft" or "ppo": whose micro-batches must fit.
-
-    Raises:
-      ConfigError: all sizes that do not fit.
-    """
-    section = config.sft if stage == "sft" else config.ppo
-    rows = {f"{stage}.micro_batch_size": section.micro_batch_size}
-    check_mesh(model, config.mesh, tpu_slice.num_chips, rows)
 
 
 def sft_program(config: RunConfig, model: ModelConfig, tpu_slice: Slice) -> Program:

@@ -5,9 +5,33 @@ Everything that is wrong is listed at once, each with what would do.
 
 from collections.abc import Iterator, Mapping
 
-from mlagent_jax.config import MeshConfig, ModelConfig
+from mlagent_jax.config import MeshConfig, ModelConfig, RunConfig
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.parallel.mesh import mesh_shape
+
+
+def check_stage(
+    config: RunConfig, model: ModelConfig, num_devices: int, stage: str
+) -> None:
+    """Refuses a run that its mesh does not divide, before any device work.
+
+    Args:
+      config: of the run.
+      model: its model.
+      num_devices: of all hosts.
+      stage: "pretrain", "sft" or "ppo": whose batches must fit.
+
+    Raises:
+      ConfigError: one size or more does not fit; all are listed.
+    """
+    rows: dict[str, int] = {}
+    if stage == "pretrain" and config.pretrain is not None:
+        rows["pretrain.batch_size"] = config.pretrain.batch_size
+    if stage == "sft":
+        rows["sft.micro_batch_size"] = config.sft.micro_batch_size
+    if stage == "ppo":
+        rows["ppo.micro_batch_size"] = config.ppo.micro_batch_size
+    check_mesh(model, config.mesh, num_devices, rows)
 
 
 def check_mesh(

@@ -38,6 +38,7 @@ from mlagent_jax.env.task import load_tasks
 from mlagent_jax.errors import ConfigError, DivergedError, RunInterruptedError
 from mlagent_jax.model import hf, qwen2
 from mlagent_jax.parallel import hosts
+from mlagent_jax.parallel.fit import check_stage
 from mlagent_jax.parallel.hosts import Replica
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.policy.base import Policy
@@ -97,6 +98,7 @@ def run_ppo(
     """
     _check_config(config)
     model_cfg = hf.model_of_run(config)
+    check_stage(config, model_cfg, jax.device_count(), "ppo")
     graphdef = qwen2.make_graphdef(model_cfg)
     tokenizer_path = config.tokenizer.path or workdir / "tokenizer"
     tokenizer = Tokenizer.load(Path(tokenizer_path))

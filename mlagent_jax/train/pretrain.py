@@ -23,6 +23,7 @@ from mlagent_jax.data.pipeline import SftBatch
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import qwen2
 from mlagent_jax.parallel import hosts
+from mlagent_jax.parallel.fit import check_stage
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.parallel.sharding import place, tree_shardings
 from mlagent_jax.text.tokenizer import Tokenizer
@@ -60,7 +61,8 @@ def run_pretrain(
 
     Raises:
       ConfigError: the model has fewer embeddings than the tokenizer has tokens, the
-        config has no such stage, or the directory holds another run's checkpoints.
+        mesh does not divide the model or the batch, the config has no such stage, or
+        the directory holds another run's checkpoints.
       CheckpointError: checkpoints are unusable.
       DataError: the trajectories that a tokenizer is learnt from are unusable.
       DivergedError: loss or gradient is not finite.
@@ -69,6 +71,7 @@ def run_pretrain(
     cfg, model_cfg = config.pretrain, config.model
     if cfg is None or model_cfg is None:
         raise ConfigError("pretrain: the config needs both `pretrain` and `model`")
+    check_stage(config, model_cfg, jax.device_count(), "pretrain")
     vocab_size = prepare_tokenizer(config, workdir).vocab_size
     if vocab_size > model_cfg.vocab_size:
         raise ConfigError(

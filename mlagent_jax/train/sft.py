@@ -19,6 +19,7 @@ from mlagent_jax.data.pipeline import make_batches, split_examples
 from mlagent_jax.data.renaming import renamed_examples
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import hf, qwen2
+from mlagent_jax.parallel.fit import check_stage
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.parallel.sharding import place
 from mlagent_jax.train.checkpoint import load_params
@@ -97,11 +98,13 @@ def train_sft(
       stop: ends the stage early; None for never.
 
     Raises:
-      ConfigError: the tokens do not fit the model's vocabulary, or the directory
-        holds checkpoints of other settings.
+      ConfigError: the tokens do not fit the model's vocabulary, the mesh does not
+        divide the model or the batch, or the directory holds checkpoints of other
+        settings.
     """
     cfg = config.sft
     model_cfg = hf.model_of_run(config)
+    check_stage(config, model_cfg, jax.device_count(), "sft")
     highest = max((int(e.tokens_T.max()) for e in [*examples, *quotations]), default=0)
     if highest >= model_cfg.vocab_size:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C save and end a stage; the same command ends bit for bit alike."""
 
+import os
 import signal
 import subprocess
 import time
@@ -76,7 +77,11 @@ def test_a_stopped_stage_is_saved_and_continues_exactly(
 def test_a_signal_to_the_pipeline_reaches_its_stage(copy_run):
     workdir = copy_run("run", "pretrain", "sft", "ppo")
     process = subprocess.Popen(
-        pipeline_command(workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        pipeline_command(workdir),
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_line(process, "0/6")
     process.send_signal(signal.SIGTERM)
