@@ -7,6 +7,7 @@ import shutil
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,7 @@ def test_dead_zygote_is_replaced_without_the_script_noticing(
         runs.append(job.script)
         if runs == ["canary.py", "train.py"]:
             os.kill(self.pid, 9)
+            time.sleep(0.5)  # what it started dies a moment after it
         return run(self, job, *args)
 
     monkeypatch.setattr(Sandbox, "run", run_but_die_once)
