@@ -45,8 +45,6 @@ def get_grid() -> Grid:
         name="ablation_offline",
         base="configs/quickstart.py",
         seeds=(0, 1, 2),
-        # A stage waits for scripts about half of the time: side by side they fill it.
-        cores_per_run=1,
         arms=(
             Arm("sft only", policy="sft"),
             Arm("ppo"),
