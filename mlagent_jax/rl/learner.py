@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array
 
 from mlagent_jax.config import ModelConfig, PpoConfig, RunConfig
-from mlagent_jax.errors import ConfigError
 from mlagent_jax.model.critic import init_critic, init_value_head
+from mlagent_jax.parallel.fit import check_stage
 from mlagent_jax.parallel.mesh import DATA, FSDP, make_mesh
 from mlagent_jax.parallel.sharding import (
     batch_sharding,
@@ -56,12 +56,7 @@ class Learner:
     ) -> None:
         cfg, temperature = config.ppo, config.sample.temperature
         mesh = make_mesh(config.mesh)
-        num_parts = mesh.shape[DATA] * mesh.shape[FSDP]
-        if cfg.micro_batch_size % num_parts != 0:
-            raise ConfigError(
-                f"ppo.micro_batch_size = {cfg.micro_batch_size}: expected a multiple "
-                f"of the {num_parts} devices along {DATA} and {FSDP}"
-            )
+        check_stage(config, model_cfg, mesh.size, "ppo")
         optimizers = make_optimizers(cfg)
         critic_key = jax.random.key(derive_seed(config.seed, "critic"))
 
@@ -99,6 +94,7 @@ class Learner:
         if cfg.micro_batch_tokens is None:
             self._passes = RowPasses(graphdef, cfg, optimizers, **settings)
         else:
+            num_parts = mesh.shape[DATA] * mesh.shape[FSDP]
             self._passes = TokenPasses(
                 graphdef, cfg, optimizers, **settings, num_parts=num_parts
             )
