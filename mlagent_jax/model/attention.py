@@ -27,12 +27,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mlagent_jax.model.packed_attention import NUM_BLOCKS, attend_row
+from mlagent_jax.model.packed_attention import NUM_BLOCKS, attend_block, attend_row
 from mlagent_jax.model.splash import attend_splash
 
 Implementation = Literal["auto", "blocked", "xla", "splash", "cudnn"]
 
-_MASKED = -1e30  # Finite, so that a fully masked row gives no NaN.
 _MIN_BLOCK = 96
 _MIN_PACKED = 256  # shorter rows are not worth a choice of keys
 
@@ -82,11 +81,6 @@ def resolve(
     return "cudnn" if platform == "gpu" and is_half else "xla"
 
 
-def _softmax(scores: jax.Array, mask: jax.Array, head_dim: int) -> jax.Array:
-    scaled = jnp.where(mask, scores * head_dim**-0.5, _MASKED)
-    return jax.nn.softmax(scaled, axis=-1)
-
-
 def _blocked(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
@@ -118,7 +112,6 @@ def _attend_packed_row(
     T = len(k_TH)
     pad = (0, -T % NUM_BLOCKS)
     out_GTH: jax.Array = attend_row(
-        _attend_block,
         jnp.pad(q_GTH, ((0, 0), pad, (0, 0))),
         jnp.pad(k_TH, (pad, (0, 0))),
         jnp.pad(v_TH, (pad, (0, 0))),
@@ -140,19 +133,6 @@ def _attend_short_row(
         is_causal_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
         is_same_TS = segment_ids_T[start:end, None] == segment_ids_T[:end]
         mask_TS = is_causal_TS & is_same_TS
-        blocks.append(
-            _attend_block(q_GTH[:, start:end], k_TH[:end], v_TH[:end], mask_TS)
-        )
+        out_GTH, _ = attend_block(q_GTH[:, start:end], k_TH[:end], v_TH[:end], mask_TS)
+        blocks.append(out_GTH)
     return jnp.concatenate(blocks, axis=1)
-
-
-def _attend_block(
-    q_GTH: jax.Array, k_SH: jax.Array, v_SH: jax.Array, mask_TS: jax.Array
-) -> jax.Array:
-    """Returns out_GTH of some queries and the keys that they may attend to."""
-    G, T, H = q_GTH.shape
-    q_QH = q_GTH.reshape(G * T, H)
-    scores_QS = jnp.dot(q_QH, k_SH.T, preferred_element_type=jnp.float32)
-    probs_GTS = _softmax(scores_QS.reshape(G, T, -1), mask_TS, H)
-    probs_QS = probs_GTS.reshape(G * T, -1).astype(v_SH.dtype)
-    return (probs_QS @ v_SH).reshape(G, T, H)
