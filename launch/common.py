@@ -19,7 +19,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from launch import run_record
-from launch.device_setup import joined_hosts
+from launch.device_setup import joined_hosts, keep_freed_memory
 from launch.exits import RESTART_STATUS, die_with_parent, fail
 from mlagent_jax import config as config_lib
 from mlagent_jax.config import Grid, RunConfig
@@ -116,6 +116,7 @@ def run_device_stage(main: Callable[[Run, "StopSignal"], None]) -> None:
     def start() -> None:
         from mlagent_jax.train.stopping import StopSignal
 
+        keep_freed_memory()
         hosts = joined_hosts(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )

@@ -1,8 +1,9 @@
-"""Sets jax up for a device stage: the hosts of the run, the compiled programs' cache.
+"""Sets jax up for a device stage: hosts of the run, compiled programs' cache, memory.
 
 jax is imported only when one of these is called.
 """
 
+import ctypes
 import os
 import sys
 import traceback
@@ -18,6 +19,27 @@ from mlagent_jax.errors import MlAgentError, RunInterruptedError
 # shutdown would keep a failed host's error from the others.
 _HEARTBEAT_TIMEOUT_S = 30
 _SHUTDOWN_TIMEOUT_S = 30
+
+
+# Parameters of glibc's mallopt, by their numbers in malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep large pieces of memory that it frees, to use them again.
+
+    Between two training steps XLA's CPU backend frees all its temporary arrays, and
+    glibc returns pieces of that size to the kernel: every page of them costs a fault
+    in the next step, a tenth of its time (BUILD_NOTES.md, "Trainer on CPU"). Call it
+    before jax starts threads; with another C library it does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    mallopt(_M_ARENA_MAX, 1)  # one heap, since what one thread frees another takes
+    mallopt(_M_MMAP_MAX, 0)  # from that heap, however large
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 64 << 20)  # bytes by which the heap grows at least
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 
 from launch.bench.child import Call
 from launch.bench.shapes import Work
+from launch.device_setup import keep_freed_memory
 from mlagent_jax.config import OptimizerConfig, SampleConfig
 from mlagent_jax.data.examples import TokenExample
 from mlagent_jax.data.pipeline import SftBatch, make_batches
@@ -29,6 +30,7 @@ def versions() -> dict[str, str]:
 
 def make(work: Work, folder: Path) -> dict[str, Call]:
     """Returns the workloads; each trains or samples a model of its own."""
+    keep_freed_memory()  # as every training stage does
     shapes = work.shapes
     cfg, params = hf.load_folder(folder / "model")
     cfg = dataclasses.replace(cfg, compute_dtype="float32")
