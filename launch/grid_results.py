@@ -15,8 +15,10 @@ from mlagent_jax.evaluation.ablation import (
     CurvePoint,
     Variant,
 )
+from mlagent_jax.evaluation.comparison import gains_by_task
 from mlagent_jax.evaluation.summary import SPLITS, load_evaluations, load_fresh_steps
 from mlagent_jax.train.metrics import read_metrics
+from mlagent_jax.types import Split
 
 _GAINS = {
     "gain_held_in": "held-in gain %",
@@ -44,12 +46,13 @@ def measure_run(run: PlannedRun) -> AblationRun:
     folder, policy = run.nodes[-1].folder, run.arm.policy
     records = load_evaluations(folder, [policy])[policy]
     values: dict[str, float] = {}
+    gains: dict[Split, dict[str, tuple[float, ...]]] = {}
     for split in SPLITS:
         of_split = [r for r in records if r.split == split]
         if of_split:
-            groups = scores.by_task(of_split)
-            gains = {t: [r.relative_gain_percent for r in g] for t, g in groups.items()}
-            values[f"gain_{split}"] = scores.stratified_mean(gains).mean
+            by_task = gains_by_task(of_split, split)
+            gains[split] = {task: tuple(of_task) for task, of_task in by_task.items()}
+            values[f"gain_{split}"] = scores.stratified_mean(by_task).mean
             values[f"valid_{split}"] = 100 * scores.valid_action_rate(of_split)
     fresh = load_fresh_steps(folder, [policy]).get(policy, [])
     if fresh:
@@ -59,7 +62,7 @@ def measure_run(run: PlannedRun) -> AblationRun:
         spent = spent_by_update(folder / "ppo", run.config)
         values["seconds"], values["executions"] = spent[-1]
         curve = read_curve(folder / "ppo" / "probes.jsonl", spent)
-    return AblationRun(seed=run.seed, values=values, curve=curve)
+    return AblationRun(seed=run.seed, values=values, gains=gains, curve=curve)
 
 
 def make_ablation(

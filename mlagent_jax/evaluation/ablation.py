@@ -9,12 +9,14 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlagent_jax.errors import DataError
-from mlagent_jax.evaluation.scores import Summary, summarize
-from mlagent_jax.evaluation.tables import Table
-from mlagent_jax.types import from_json, to_json
+from mlagent_jax.evaluation.comparison import gain_difference, task_differences
+from mlagent_jax.evaluation.scores import Summary, sign_test, summarize
+from mlagent_jax.evaluation.tables import SPLIT_NAMES, Table
+from mlagent_jax.types import Split, from_json, to_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,11 +43,16 @@ class AblationRun:
     Attributes:
       seed: of the run.
       values: metric -> number; a metric that a run lacks is left out.
+      gains: split -> task id -> relative gains of its trajectories in percent, for
+        differences between variants of one seed; may be empty.
       curve: evaluations during training, oldest first; may be empty.
     """
 
     seed: int
     values: dict[str, float]
+    gains: dict[Split, dict[str, tuple[float, ...]]] = dataclasses.field(
+        default_factory=dict
+    )
     curve: tuple[CurvePoint, ...] = ()
 
 
@@ -149,6 +156,81 @@ def ablation_table(ablation: Ablation) -> Table:
         rows=tuple(rows),
         note=ablation.note,
     )
+
+
+def difference_table(ablation: Ablation) -> Table | None:
+    """Returns every variant minus the first one, seed by seed and over the seeds.
+
+    Runs of one seed share what they have in common, down to the fine-tuned weights,
+    so the difference within a seed says more than two means. None if no two variants
+    have a seed in common.
+    """
+    first, *others = ablation.variants
+    base = {run.seed: run for run in first.runs if run.gains}
+    columns = ["variant", "seed"]
+    for name in SPLIT_NAMES.values():
+        columns += [f"{name} difference", "95 % interval", "better / worse / equal"]
+    rows: list[tuple[str, ...]] = []
+    for variant in others:
+        pairs = [(run, base[run.seed]) for run in variant.runs if run.seed in base]
+        pairs = [(run, other) for run, other in pairs if run.gains]
+        for run, other in pairs:
+            cells = [variant.name, str(run.seed)]
+            for split in SPLIT_NAMES:
+                cells += _difference_cells(run, other, split)
+            rows.append(tuple(cells))
+        if len(pairs) > 1:
+            cells = [variant.name, "all"]
+            for split in SPLIT_NAMES:
+                cells += _mean_difference_cells(pairs, split)
+            rows.append(tuple(cells))
+    if not rows:
+        return None
+    return Table(
+        name=f"ablation_{ablation.name}_differences",
+        title=f"{ablation.title}: against “{first.name}” of the same seed",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        note="Points of relative gain. Within a seed the interval resamples "
+        "trajectories and tasks are counted; over seeds it is Student's t of the "
+        "seeds' differences, and seeds are counted.",
+    )
+
+
+def _difference_cells(
+    ours: AblationRun, theirs: AblationRun, split: Split
+) -> list[str]:
+    mine, other = ours.gains.get(split, {}), theirs.gains.get(split, {})
+    differences = task_differences(mine, other)
+    if not differences:
+        return ["–"] * 3
+    estimate = gain_difference(mine, other)
+    return _signed_cells(estimate.mean, estimate.ci95, differences)
+
+
+def _mean_difference_cells(
+    pairs: Sequence[tuple[AblationRun, AblationRun]], split: Split
+) -> list[str]:
+    of_pairs = [
+        task_differences(ours.gains.get(split, {}), theirs.gains.get(split, {}))
+        for ours, theirs in pairs
+    ]
+    means = [sum(of_pair) / len(of_pair) for of_pair in of_pairs if of_pair]
+    if len(means) < 2:
+        return ["–"] * 3
+    summary = summarize(means)
+    return _signed_cells(summary.mean, summary.ci95, means)
+
+
+def _signed_cells(
+    mean: float, ci95: tuple[float, float], differences: Sequence[float]
+) -> list[str]:
+    signs = sign_test(differences)
+    return [
+        f"{mean:+.1f}",
+        f"[{ci95[0]:+.1f}, {ci95[1]:+.1f}]",
+        f"{signs.num_better} / {signs.num_worse} / {signs.num_equal}",
+    ]
 
 
 def _cells(summary: Summary) -> list[str]:

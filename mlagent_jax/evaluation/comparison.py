@@ -23,6 +23,7 @@ from mlagent_jax.evaluation.tables import SPLIT_NAMES, Table
 from mlagent_jax.types import Split
 
 Evaluations = Mapping[str, Sequence[EvalRecord]]
+Gains = Mapping[str, Sequence[float]]  # task id -> of its trajectories, in percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,30 +51,56 @@ def compare(
     evaluations: Evaluations, ours: str, theirs: str, split: Split
 ) -> Comparison | None:
     """Returns how `ours` does against `theirs`, None if they share no task."""
-    a = _gains_of_split(evaluations[ours], split)
-    b = _gains_of_split(evaluations[theirs], split)
-    shared = sorted(set(a) & set(b))
-    if not shared:
+    a = gains_by_task(evaluations[ours], split)
+    b = gains_by_task(evaluations[theirs], split)
+    means = task_differences(a, b)
+    if not means:
         return None
-    rng = np.random.default_rng(0)
-    total = np.zeros(NUM_RESAMPLES)
-    means: list[float] = []
-    for task_id in shared:
-        mine, other = a[task_id], b[task_id]
-        means.append(float(mine.mean() - other.mean()))
-        total += _resampled_means(mine, rng) - _resampled_means(other, rng)
-    low, high = np.percentile(total / len(shared), [2.5, 97.5])
     return Comparison(
         ours=ours,
         theirs=theirs,
         split=split,
-        difference=Estimate(
-            mean=float(np.mean(means)),
-            ci95=(float(low), float(high)),
-            num=len(shared),
-        ),
+        difference=gain_difference(a, b),
         median_difference=float(np.median(means)),
         tasks=sign_test(means),
+    )
+
+
+def gains_by_task(
+    records: Sequence[EvalRecord], split: Split
+) -> dict[str, list[float]]:
+    """Returns task id -> relative gains of its trajectories in percent."""
+    return {
+        task_id: [r.relative_gain_percent for r in group]
+        for task_id, group in by_task([r for r in records if r.split == split]).items()
+    }
+
+
+def task_differences(ours: Gains, theirs: Gains) -> list[float]:
+    """Returns the difference of the mean gains on every task that both have."""
+    shared = sorted(set(ours) & set(theirs))
+    return [float(np.mean(ours[t]) - np.mean(theirs[t])) for t in shared]
+
+
+def gain_difference(ours: Gains, theirs: Gains) -> Estimate:
+    """Returns the mean over shared tasks; trajectories are resampled within each.
+
+    Raises:
+      ValueError: they share no task.
+    """
+    shared = sorted(set(ours) & set(theirs))
+    if not shared:
+        raise ValueError(f"no task in common: {sorted(ours)} and {sorted(theirs)}")
+    rng = np.random.default_rng(0)
+    total = np.zeros(NUM_RESAMPLES)
+    for task_id in shared:
+        total += _resampled_means(ours[task_id], rng)
+        total -= _resampled_means(theirs[task_id], rng)
+    low, high = np.percentile(total / len(shared), [2.5, 97.5])
+    return Estimate(
+        mean=float(np.mean(task_differences(ours, theirs))),
+        ci95=(float(low), float(high)),
+        num=len(shared),
     )
 
 
@@ -161,15 +188,6 @@ def gain_table(evaluations: Evaluations) -> Table:
     )
 
 
-def _gains_of_split(
-    records: Sequence[EvalRecord], split: Split
-) -> dict[str, np.ndarray]:
-    return {
-        task_id: np.asarray([r.relative_gain_percent for r in group])
-        for task_id, group in by_task([r for r in records if r.split == split]).items()
-    }
-
-
-def _resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _resampled_means(values: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     picks = rng.integers(len(values), size=(NUM_RESAMPLES, len(values)))
-    return values[picks].mean(axis=1)
+    return np.asarray(values)[picks].mean(axis=1)

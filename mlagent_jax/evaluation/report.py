@@ -19,7 +19,12 @@ from mlagent_jax.data.trajectories import TrajectoryFile
 from mlagent_jax.env.reward import compute_reward
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.evaluation import comparison, costs, figures, paper_figures, tables
-from mlagent_jax.evaluation.ablation import Ablation, ablation_table, read_ablations
+from mlagent_jax.evaluation.ablation import (
+    Ablation,
+    ablation_table,
+    difference_table,
+    read_ablations,
+)
 from mlagent_jax.evaluation.ablation_figures import ablation_figure, curve_figure
 from mlagent_jax.evaluation.browser import ChunkWriter, Entry
 from mlagent_jax.evaluation.drawing import Figure, policy_color
@@ -266,7 +271,12 @@ def _ablation_section(results: _Results, figure_dir: Path) -> Section:
         text="Every variant is a run of its own for each seed; intervals are over "
         "seeds.",
         figures=tuple(drawn),
-        tables=tuple(ablation_table(a) for a in results.ablations),
+        tables=tuple(
+            table
+            for ablation in results.ablations
+            for table in (ablation_table(ablation), difference_table(ablation))
+            if table is not None
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """Ablation files survive a round trip; their tables are computed from the seeds."""
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -10,6 +11,7 @@ from mlagent_jax.evaluation.ablation import (
     CurvePoint,
     Variant,
     ablation_table,
+    difference_table,
     read_ablations,
     write_ablation,
 )
@@ -55,6 +57,51 @@ def test_a_row_has_mean_median_and_students_interval_of_the_seeds():
     assert table.rows[2] == ("none yet", "0", *["–"] * 6)
     assert all(len(row) == len(table.columns) for row in table.rows)
     assert table.note == "Equal executions."
+
+
+def make_run(seed: int, **held_in: tuple[float, ...]) -> AblationRun:
+    return AblationRun(seed=seed, values={}, gains={"held_in": dict(held_in)})
+
+
+def make_pair(ours, theirs) -> Ablation:
+    variants = Variant(name="base", runs=theirs), Variant(name="ours", runs=ours)
+    return Ablation(name="x", title="X", metrics={}, variants=variants)
+
+
+def test_differences_are_within_a_seed_and_over_the_tasks_that_both_have():
+    theirs = (make_run(0, a=(1.0, 1.0), b=(5.0, 5.0)), make_run(1, a=(0.0,)))
+    ours = (
+        make_run(0, a=(3.0, 3.0), b=(4.0, 4.0), c=(99.0,)),
+        make_run(1, a=(6.0,)),
+        make_run(2, a=(7.0,)),  # without a partner
+    )
+    table = difference_table(make_pair(ours, theirs))
+    assert table is not None
+    # Seed 0: (2 - 1) / 2 over tasks; nothing to resample, so the interval is a point.
+    assert table.rows[0][:5] == ("ours", "0", "+0.5", "[+0.5, +0.5]", "1 / 1 / 0")
+    assert table.rows[1][:5] == ("ours", "1", "+6.0", "[+6.0, +6.0]", "1 / 0 / 0")
+    low, high = stats.t.interval(0.95, 1, loc=3.25, scale=stats.sem([0.5, 6.0]))
+    assert table.rows[2][:3] == ("ours", "all", "+3.2")
+    assert table.rows[2][3:5] == (f"[{low:+.1f}, {high:+.1f}]", "2 / 0 / 0")
+    assert [row[5:] for row in table.rows] == [("–", "–", "–")] * 3
+    assert len(table.rows) == 3
+
+
+def test_the_interval_of_a_seed_resamples_trajectories_within_tasks():
+    rng = np.random.default_rng(0)
+    ours = make_run(0, a=tuple(rng.normal(1.0, 2.0, 50)))
+    theirs = make_run(0, a=tuple(rng.normal(0.0, 2.0, 50)))
+    table = difference_table(make_pair((ours,), (theirs,)))
+    assert table is not None
+    low, high = map(float, table.rows[0][3].strip("[]").split(", "))
+    deviation = np.hypot(*(np.std(r.gains["held_in"]["a"]) for r in (ours, theirs)))
+    assert high - low == pytest.approx(2 * 1.96 * deviation / np.sqrt(50), rel=0.1)
+
+
+def test_without_a_seed_in_common_there_are_no_differences():
+    pair = make_pair((make_run(0, a=(1.0,)),), (make_run(1, a=(1.0,)),))
+    assert difference_table(pair) is None
+    assert difference_table(make_ablation()) is None
 
 
 @pytest.mark.parametrize(
