@@ -44,6 +44,7 @@ _JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 _HLO_DIR = flags.DEFINE_string("hlo_dir", None, "Folder for the compiled modules.")
 
 _GIB = 2**30
+_MAX_NAMES = 4  # of a list that is printed; the JSON has all
 
 
 def main(argv: Sequence[str]) -> None:
@@ -235,7 +236,9 @@ def _print_report(report: "ProgramReport") -> None:
         ("kernels of unknown cost", report.unknown_kernels),
     ):
         if names:
-            print(f"    {label}: {', '.join(names)}")
+            shown = ", ".join(names[:_MAX_NAMES])
+            more = len(names) - _MAX_NAMES
+            print(f"    {label}: {shown}" + (f" and {more} more" if more > 0 else ""))
 
 
 def _print_memory(title: str, hbm: Any) -> None:
