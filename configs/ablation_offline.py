@@ -92,7 +92,7 @@ def get_grid() -> Grid:
             ),
             Comparison(
                 "rewards",
-                "Reward presets, and the parts of `bounded`",
+                "Reward presets, and the parts of “bounded”",
                 (
                     "ppo",
                     "paper v1 reward",

@@ -87,6 +87,10 @@ class Ablation:
     variants: tuple[Variant, ...]
     note: str = ""
 
+    def variants_with_runs(self) -> list[Variant]:
+        """Returns those that were run with one seed at least."""
+        return [variant for variant in self.variants if variant.runs]
+
 
 def write_ablation(folder: Path, ablation: Ablation) -> Path:
     """Writes <folder>/<name>.json as a whole or not at all; returns its path.

@@ -30,25 +30,30 @@ _CURVE_STYLES = ("-", "--", ":", "-.")
 
 
 def ablation_figure(ablation: Ablation, folder: Path) -> Figure:
-    """Draws the first metrics of a comparison, a panel each, every seed a dot."""
+    """Draws the first metrics of a comparison, a panel each, every seed a dot.
+
+    Variants that were not run yet have no row; the table says so.
+    """
     metrics = list(ablation.metrics)[:_MAX_PANELS]
     summaries = ablation_summaries(ablation)
-    names = [variant.name for variant in ablation.variants]
+    variants = ablation.variants_with_runs()
+    names = [variant.name for variant in variants]
     height = 1.4 + 0.42 * len(names)
     with canvas(max(len(metrics), 1), height=height) as (figure, axes):
         for panel, (axis, metric) in enumerate(zip(axes, metrics, strict=False)):
-            for row, variant in enumerate(ablation.variants):
+            for row, variant in enumerate(variants):
                 values = [r.values[metric] for r in variant.runs if metric in r.values]
                 summary = summaries[variant.name].get(metric)
                 if summary is None:
                     continue
-                color = SOFT if row == 0 else _COLOR
+                is_base = variant is ablation.variants[0]
+                color = SOFT if is_base else _COLOR
                 axis.plot(summary.ci95, [row, row], color=color, lw=2.5, alpha=0.4)
                 axis.plot(
                     values, [row] * len(values), "o", ms=3, color=color, alpha=0.6
                 )
                 axis.plot([summary.mean], [row], "D", ms=6, color=color)
-                if row == 0:
+                if is_base:
                     axis.axvline(summary.mean, color=SOFT, lw=1, ls=":", zorder=0)
             axis.set_yticks(
                 range(len(names)), names if panel == 0 else [""] * len(names)
@@ -70,15 +75,16 @@ def ablation_figure(ablation: Ablation, folder: Path) -> Figure:
 
 
 def curve_figure(ablation: Ablation, folder: Path) -> Figure | None:
-    """Draws gain against time and executions; None if the runs have no curves."""
-    if not any(run.curve for v in ablation.variants for run in v.runs):
+    """Draws gain against time and executions; None without two curves to compare."""
+    variants = [v for v in ablation.variants if any(run.curve for run in v.runs)]
+    if len(variants) < 2:
         return None
     with canvas(2, height=3.6) as (figure, axes):
         for axis, key, label in (
             (axes[0], "train_seconds", "training time [s]"),
             (axes[1], "num_executions", "script executions"),
         ):
-            for i, variant in enumerate(ablation.variants):
+            for i, variant in enumerate(variants):
                 style = _CURVE_STYLES[i % len(_CURVE_STYLES)]
                 for split, color in SPLIT_COLORS.items():
                     _mean_curve(axis, variant, key, split, style=style, color=color)

@@ -112,7 +112,11 @@ def write_report(
         evaluations=evaluations,
         summary=summary,
         ledger=ledger,
-        ablations=read_ablations(ablation_dir or workdir / "ablation"),
+        ablations=[
+            ablation
+            for ablation in read_ablations(ablation_dir or workdir / "ablation")
+            if len(ablation.variants_with_runs()) > 1
+        ],
     )
     out.mkdir(parents=True, exist_ok=True)
     sections = _make_sections(results, out / "figures", with_paper)

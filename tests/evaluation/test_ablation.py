@@ -1,5 +1,7 @@
 """Ablation files survive a round trip; their tables are computed from the seeds."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -15,6 +17,7 @@ from mlagent_jax.evaluation.ablation import (
     read_ablations,
     write_ablation,
 )
+from mlagent_jax.evaluation.ablation_figures import curve_figure
 
 POINT = CurvePoint(
     update=5, train_seconds=60.0, num_executions=320, gain_percent={"held_in": 4.0}
@@ -96,6 +99,18 @@ def test_the_interval_of_a_seed_resamples_trajectories_within_tasks():
     low, high = map(float, table.rows[0][3].strip("[]").split(", "))
     deviation = np.hypot(*(np.std(r.gains["held_in"]["a"]) for r in (ours, theirs)))
     assert high - low == pytest.approx(2 * 1.96 * deviation / np.sqrt(50), rel=0.1)
+
+
+def test_curves_are_drawn_where_there_are_two_to_compare(tmp_path):
+    ablation = make_ablation()
+    assert [v.name for v in ablation.variants_with_runs()] == ["on", "off"]
+    assert curve_figure(ablation, tmp_path) is None  # "off" has none
+    on = ablation.variants[0]
+    twice = (on, dataclasses.replace(on, name="again"))
+    both = dataclasses.replace(ablation, variants=twice)
+    figure = curve_figure(both, tmp_path)
+    assert figure is not None
+    assert (tmp_path / f"{figure.name}.png").stat().st_size > 0
 
 
 def test_without_a_seed_in_common_there_are_no_differences():
