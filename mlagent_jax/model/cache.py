@@ -4,8 +4,11 @@ A row holds `lengths_B[b]` live positions at its start; what lies behind them is
 garbage that attention masks. A layer's positions are cut into pieces that double in
 length, arrays of their own: attention reads whole pieces, those that the longest
 live row reaches, so that its cost follows what is live (within a factor of two) and
-not what is allocated. Cutting the live part out of one array would copy it at every
-step, which took two thirds of a decode step on CPU (BUILD_NOTES.md, "Speed").
+not what is allocated. Keys lie with their positions last: a product of few queries
+with keys laid out like values takes XLA three times as long on CPU. Cutting the live part out of one array would copy it at every
+step, which took two thirds of a decode step on CPU (BUILD_NOTES.md, "Speed"). Writing
+one token a row at every step costs too: the newest tokens wait in `RecentTokens`, and
+are written together.
 
 The functions are pure; which sequence sits in which row, and when a row is full, is
 the caller's business (sample/engine.py).
@@ -17,7 +20,6 @@ head width.
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,8 @@ from jax.typing import DTypeLike
 
 from mlagent_jax.config import ModelConfig
 
-Pieces = tuple[jax.Array, ...]  # of one layer, each (B, K, U, H)
+Pieces = tuple[jax.Array, ...]  # of one layer: keys (B, K, H, U), values (B, K, U, H)
+KEYS, VALUES = 3, 2  # axis of the positions
 _FIRST_PIECE = 256
 _UNIT = 64
 
@@ -48,7 +51,23 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """S: tokens that fit into a row."""
-        return sum(piece.shape[2] for piece in self.keys[0])
+        return sum(piece.shape[VALUES] for piece in self.values[0])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecentTokens:
+    """Tokens of every row since the cache was written, R at most; one row as many as another.
+
+    Attributes:
+      keys: for each of the L layers, rotated keys (B, K, H, R).
+      values: likewise, values (B, K, R, H).
+      count: int32 scalar, how many of R are there.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    count: jax.Array
 
 
 def piece_lengths(capacity: int, chunk_size: int) -> tuple[int, ...]:
@@ -69,9 +88,9 @@ def piece_lengths(capacity: int, chunk_size: int) -> tuple[int, ...]:
     return tuple(lengths)
 
 
-def piece_starts(pieces: Pieces) -> list[int]:
-    """Returns the position of the first token of each piece."""
-    return list(itertools.accumulate((p.shape[2] for p in pieces[:-1]), initial=0))
+def piece_starts(pieces: Pieces, axis: int) -> list[int]:
+    """Returns the position of the first token of each piece; positions are `axis`."""
+    return list(itertools.accumulate((p.shape[axis] for p in pieces[:-1]), initial=0))
 
 
 def init_cache(
@@ -94,96 +113,143 @@ def init_cache(
     dtype = cfg.compute_dtype if dtype is None else dtype
     lengths = piece_lengths(capacity, chunk_size)
 
-    def empty() -> tuple[Pieces, ...]:
-        shapes = [(batch, cfg.num_kv_heads, U, cfg.head_dim) for U in lengths]
+    K, H = cfg.num_kv_heads, cfg.head_dim
+
+    def empty(axis: int) -> tuple[Pieces, ...]:
+        shapes = [(batch, K, U, H) if axis == VALUES else (batch, K, H, U) for U in lengths]
         return tuple(
             tuple(jnp.zeros(shape, dtype) for shape in shapes)
             for _ in range(cfg.num_layers)
         )
 
     lengths_B = jnp.zeros(batch, jnp.int32)
-    return KVCache(keys=empty(), values=empty(), lengths_B=lengths_B)
+    return KVCache(keys=empty(KEYS), values=empty(VALUES), lengths_B=lengths_B)
 
 
 def grow(cache: KVCache, capacity: int, *, chunk_size: int = 1) -> KVCache:
     """Returns `cache` with room for `capacity` tokens a row; see `init_cache`."""
     lengths = piece_lengths(capacity, chunk_size)
 
-    def grow_layer(pieces: Pieces) -> Pieces:
-        B, K, _, H = pieces[0].shape
+    def grow_layer(pieces: Pieces, axis: int) -> Pieces:
         grown = [
-            jnp.pad(piece, ((0, 0), (0, 0), (0, U - piece.shape[2]), (0, 0)))
-            for piece, U in zip(pieces, lengths, strict=False)
+            _pad(piece, axis, length)
+            for piece, length in zip(pieces, lengths, strict=False)
         ]
-        dtype = pieces[0].dtype
-        more = [jnp.zeros((B, K, U, H), dtype) for U in lengths[len(pieces) :]]
+        empty = jax.lax.slice_in_dim(pieces[0], 0, 0, axis=axis)
+        more = [_pad(empty, axis, length) for length in lengths[len(pieces) :]]
         return (*grown, *more)
 
     return dataclasses.replace(
         cache,
-        keys=tuple(map(grow_layer, cache.keys)),
-        values=tuple(map(grow_layer, cache.values)),
+        keys=tuple(grow_layer(pieces, KEYS) for pieces in cache.keys),
+        values=tuple(grow_layer(pieces, VALUES) for pieces in cache.values),
     )
 
 
-def put_tokens(pieces: Pieces, new_BKH: jax.Array, slots_B: jax.Array) -> Pieces:
-    """Returns one layer's keys or values with one token a row written at `slots_B`."""
-    rows_B = jnp.arange(len(slots_B))
-    new_BKH = new_BKH.astype(pieces[0].dtype)
-    starts = piece_starts(pieces)
+def _pad(piece: jax.Array, axis: int, length: int) -> jax.Array:
+    widths = [(0, 0)] * piece.ndim
+    widths[axis] = (0, length - piece.shape[axis])
+    return jnp.pad(piece, widths)
 
-    def scatter(pieces: Pieces, new_BKH: jax.Array) -> Pieces:
-        written: list[jax.Array] = []
-        for piece_BKUH, start in zip(pieces, starts, strict=True):
-            U = piece_BKUH.shape[2]
-            # Slots of other pieces go out of range, where they are dropped.
-            places_B = jnp.where(slots_B < start, U, slots_B - start)
-            put = piece_BKUH.at[rows_B, :, places_B]
-            written.append(put.set(new_BKH, mode="drop"))
-        return tuple(written)
 
-    def loop(pieces: Pieces, new_BKH: jax.Array) -> Pieces:
-        def put(row: jax.Array, pieces: Pieces) -> Pieces:
-            token_1K1H = jax.lax.dynamic_index_in_dim(new_BKH, row)[:, :, None]
-            slot = slots_B[row]
-            return _blend(pieces, token_1K1H, starts, row, slot)
+def init_recent(cache: KVCache, num_tokens: int) -> RecentTokens:
+    """Returns room for `num_tokens` tokens of every row, and none of them."""
 
-        return jax.lax.fori_loop(0, len(slots_B), put, pieces)
+    def empty(pieces: Pieces, axis: int) -> jax.Array:
+        shape = list(pieces[0].shape)
+        shape[axis] = num_tokens
+        return jnp.zeros(shape, pieces[0].dtype)
 
-    # XLA's CPU backend runs a scatter as a loop too, a slower one.
-    return jax.lax.platform_dependent(pieces, new_BKH, cpu=loop, default=scatter)
+    return RecentTokens(
+        keys=tuple(empty(pieces, KEYS) for pieces in cache.keys),
+        values=tuple(empty(pieces, VALUES) for pieces in cache.values),
+        count=jnp.int32(0),
+    )
+
+
+def put_newest(
+    recent: jax.Array, new_BKH: jax.Array, index: jax.Array, axis: int
+) -> jax.Array:
+    """Returns one layer's recent keys or values with one more token in every row."""
+    new = jnp.expand_dims(new_BKH.astype(recent.dtype), axis)
+    return jax.lax.dynamic_update_slice_in_dim(recent, new, index, axis)
+
+
+def keep_recent(cache: KVCache, recent: RecentTokens, num_B: jax.Array) -> KVCache:
+    """Returns `cache` with the first `num_B` recent tokens of each row behind its own.
+
+    The other recent tokens become garbage behind the live positions.
+    """
+    slots_B = cache.lengths_B
+    keys = [
+        _put_tokens(pieces, new, slots_B, KEYS)
+        for pieces, new in zip(cache.keys, recent.keys, strict=True)
+    ]
+    values = [
+        _put_tokens(pieces, new, slots_B, VALUES)
+        for pieces, new in zip(cache.values, recent.values, strict=True)
+    ]
+    return KVCache(keys=tuple(keys), values=tuple(values), lengths_B=slots_B + num_B)
+
+
+def _put_tokens(
+    pieces: Pieces, new: jax.Array, slots_B: jax.Array, axis: int
+) -> Pieces:
+    """Returns pieces with T new tokens a row from `slots_B` on, as far as they reach."""
+    for first in range(0, new.shape[axis], _UNIT):  # No piece is shorter than that.
+        end = min(first + _UNIT, new.shape[axis])
+        part = jax.lax.slice_in_dim(new, first, end, axis=axis)
+        pieces = _put_part(pieces, part, slots_B + first, axis)
+    return pieces
+
+
+def _put_part(
+    pieces: Pieces, new: jax.Array, slots_B: jax.Array, axis: int
+) -> Pieces:
+    T, along = new.shape[axis], axis - 1
+    padded = jnp.concatenate([jnp.zeros_like(new), new, jnp.zeros_like(new)], axis)
+
+    def put(piece: jax.Array, padded: jax.Array, slot: jax.Array) -> jax.Array:
+        # A window of T positions of one row, moved so that it lies in the piece.
+        first = jnp.clip(slot, 0, piece.shape[along] - T)
+        shift = jnp.clip(first - slot, -T, T)
+        old = jax.lax.dynamic_slice_in_dim(piece, first, T, along)
+        moved = jax.lax.dynamic_slice_in_dim(padded, T + shift, T, along)
+        index_T = jnp.arange(T) + shift
+        is_new = jnp.expand_dims(
+            (index_T >= 0) & (index_T < T), [i for i in range(old.ndim) if i != along]
+        )
+        window = jnp.where(is_new, moved, old)
+        return jax.lax.dynamic_update_slice_in_dim(piece, window, first, along)
+
+    return tuple(
+        jax.vmap(put)(piece, padded, slots_B - start)
+        for piece, start in zip(pieces, piece_starts(pieces, axis), strict=True)
+    )
 
 
 def put_chunk(
-    pieces: Pieces, new_1KTH: jax.Array, row: jax.Array, start: jax.Array
+    pieces: Pieces, new: jax.Array, row: jax.Array, start: jax.Array, axis: int
 ) -> Pieces:
     """Returns one layer's keys or values with T tokens of one row from `start` on.
 
-    `start` is a multiple of T = `chunk_size`.
+    Args:
+      pieces: of the layer.
+      new: the tokens' keys (1, K, H, T) or values (1, K, T, H).
+      row: int32 scalar.
+      start: int32 scalar, a multiple of T = `chunk_size`.
+      axis: of the positions.
     """
-    new_1KTH = new_1KTH.astype(pieces[0].dtype)
-    return _blend(pieces, new_1KTH, piece_starts(pieces), row, start)
-
-
-def _blend(
-    pieces: Pieces,
-    new_1KTH: jax.Array,
-    starts: Sequence[int],
-    row: jax.Array,
-    slot: jax.Array,
-) -> Pieces:
-    """Returns pieces with `new_1KTH` in the one that has `slot`; nowhere if none has.
-
-    The others are written too, with what they hold there: a branch might copy them.
-    """
+    new = new.astype(pieces[0].dtype)
     written: list[jax.Array] = []
-    for piece_BKUH, start in zip(pieces, starts, strict=True):
-        U = piece_BKUH.shape[2]
-        is_here = (slot >= start) & (slot < start + U)
-        place = (row, 0, jnp.where(is_here, slot - start, 0), 0)
-        old_1KTH = jax.lax.dynamic_slice(piece_BKUH, place, new_1KTH.shape)
-        token_1KTH = jnp.where(is_here, new_1KTH, old_1KTH)
-        written.append(jax.lax.dynamic_update_slice(piece_BKUH, token_1KTH, place))
+    # Pieces elsewhere are written too, with what they hold: a branch might copy them.
+    for piece, first in zip(pieces, piece_starts(pieces, axis), strict=True):
+        is_here = (start >= first) & (start < first + piece.shape[axis])
+        place: list[jax.Array | int] = [row, 0, 0, 0]
+        place[axis] = jnp.where(is_here, start - first, 0)
+        old = jax.lax.dynamic_slice(piece, place, new.shape)
+        chunk = jnp.where(is_here, new, old)
+        written.append(jax.lax.dynamic_update_slice(piece, chunk, place))
     return tuple(written)
 
 
@@ -197,28 +263,26 @@ def copy_prefix(
     """
     num_tokens = jnp.where(source == row, 0, num_tokens)
 
-    def copy_layer(pieces: Pieces) -> Pieces:
+    def copy_layer(pieces: Pieces, axis: int) -> Pieces:
         return tuple(
             _copy_row(piece, source, row, num_tokens - start)
-            for piece, start in zip(pieces, piece_starts(pieces), strict=True)
+            for piece, start in zip(pieces, piece_starts(pieces, axis), strict=True)
         )
 
     return dataclasses.replace(
         cache,
-        keys=tuple(map(copy_layer, cache.keys)),
-        values=tuple(map(copy_layer, cache.values)),
+        keys=tuple(copy_layer(pieces, KEYS) for pieces in cache.keys),
+        values=tuple(copy_layer(pieces, VALUES) for pieces in cache.values),
     )
 
 
 def _copy_row(
-    piece_BKUH: jax.Array, source: jax.Array, row: jax.Array, num_tokens: jax.Array
+    piece: jax.Array, source: jax.Array, row: jax.Array, num_tokens: jax.Array
 ) -> jax.Array:
-    _, K, U, H = piece_BKUH.shape
-
-    def copy(_: jax.Array, piece_BKUH: jax.Array) -> jax.Array:
-        x_1KUH = jax.lax.dynamic_slice(piece_BKUH, (source, 0, 0, 0), (1, K, U, H))
-        return jax.lax.dynamic_update_slice(piece_BKUH, x_1KUH, (row, 0, 0, 0))
+    def copy(_: jax.Array, piece: jax.Array) -> jax.Array:
+        x = jax.lax.dynamic_slice_in_dim(piece, source, 1)
+        return jax.lax.dynamic_update_slice_in_dim(piece, x, row, 0)
 
     # A loop of one turn or none leaves the array in its place; a branch may not.
     num_turns = (num_tokens > 0).astype(jnp.int32)
-    return jax.lax.fori_loop(0, num_turns, copy, piece_BKUH)
+    return jax.lax.fori_loop(0, num_turns, copy, piece)

@@ -7,7 +7,8 @@ capacity or on the other rows' lengths.
 
 Scores and softmax are float32.
 
-Axes: B rows, C rows of the cache, U positions of a piece or block, T new tokens, K
+Axes: B rows, C rows of the cache, U positions of a piece or block, R recent tokens, T
+new tokens, K
 key/value heads, G query heads of each, M = G*T queries of one key/value head, H head
 width.
 """
@@ -15,7 +16,7 @@ width.
 import jax
 import jax.numpy as jnp
 
-from mlagent_jax.model.cache import Pieces, piece_starts
+from mlagent_jax.model.cache import VALUES, Pieces, piece_starts
 
 _MASKED = -1e30  # Finite, so that a query without visible keys gives no NaN.
 _BLOCK = 256
@@ -28,7 +29,10 @@ def attend_tokens(
     q_BKGH: jax.Array,
     k_pieces: Pieces,
     v_pieces: Pieces,
-    last_B: jax.Array,
+    lengths_B: jax.Array,
+    k_BKHR: jax.Array,
+    v_BKRH: jax.Array,
+    newest: jax.Array,
     *,
     end: jax.Array,
 ) -> jax.Array:
@@ -36,30 +40,37 @@ def attend_tokens(
 
     Args:
       q_BKGH: rotated queries.
-      k_pieces: one layer's rotated keys, the newest ones included.
+      k_pieces: one layer's rotated keys in the cache.
       v_pieces: its values.
-      last_B: int32, the last position that a row sees, at least 0.
-      end: int32 scalar; no row that matters sees this position or a later one.
-        Those that see more get finite garbage.
+      lengths_B: int32, positions of the cache that a row sees.
+      k_BKHR: recent keys, see `cache.RecentTokens`.
+      v_BKRH: recent values.
+      newest: int32 scalar, the last recent token that every row sees: the new one.
+      end: int32 scalar; no row that matters sees this position of the cache or a
+        later one. Those that see more get finite garbage.
     """
     B, G = q_BKGH.shape[0], q_BKGH.shape[2]
-    last_BM = jnp.broadcast_to(last_B[:, None], (B, G))
+    last_BM = jnp.broadcast_to(lengths_B[:, None] - 1, (B, G))
     carry = _start(q_BKGH)
-    for start, k_BKUH, v_BKUH in zip(
-        piece_starts(k_pieces), k_pieces, v_pieces, strict=True
+    for start, k_BKHU, v_BKUH in zip(
+        piece_starts(v_pieces, VALUES), k_pieces, v_pieces, strict=True
     ):
 
         def add(
-            carry: _Carry, k_BKUH: jax.Array, v_BKUH: jax.Array, start: int = start
+            carry: _Carry, k_BKHU: jax.Array, v_BKUH: jax.Array, start: int = start
         ) -> _Carry:
-            return _add_block(carry, q_BKGH, k_BKUH, v_BKUH, last_BM, start)
+            return _add_block(carry, q_BKGH, k_BKHU, v_BKUH, last_BM, start)
 
         if start == 0:
-            carry = add(carry, k_BKUH, v_BKUH)
+            carry = add(carry, k_BKHU, v_BKUH)
         else:
             carry = jax.lax.cond(
-                end > start, add, lambda carry, *_: carry, carry, k_BKUH, v_BKUH
+                end > start, add, lambda carry, *_: carry, carry, k_BKHU, v_BKUH
             )
+    # Last, since each row sees one of these: what a row without any visible position
+    # has added up until here is taken times zero.
+    last_BM = jnp.broadcast_to(newest, (B, G))
+    carry = _add_block(carry, q_BKGH, k_BKHR, v_BKRH, last_BM, 0)
     return _finish(carry)
 
 
@@ -85,11 +96,11 @@ def attend_chunk(
       row: int32 scalar, of the cache.
     """
     carry = _start(q_1KMH)
-    for start, k_CKUH, v_CKUH in zip(
-        piece_starts(k_pieces), k_pieces, v_pieces, strict=True
+    for start, k_CKHU, v_CKUH in zip(
+        piece_starts(v_pieces, VALUES), k_pieces, v_pieces, strict=True
     ):
         carry = _add_piece(
-            carry, q_1KMH, k_CKUH, v_CKUH, last_M, start=start, end=end, row=row
+            carry, q_1KMH, k_CKHU, v_CKUH, last_M, start=start, end=end, row=row
         )
     return _finish(carry)
 
@@ -97,7 +108,7 @@ def attend_chunk(
 def _add_piece(
     carry: _Carry,
     q_1KMH: jax.Array,
-    k_CKUH: jax.Array,
+    k_CKHU: jax.Array,
     v_CKUH: jax.Array,
     last_M: jax.Array,
     *,
@@ -106,18 +117,17 @@ def _add_piece(
     row: jax.Array,
 ) -> _Carry:
     """Returns the sums with the part of a piece before `end`, block by block."""
-    _, K, length, H = k_CKUH.shape
+    _, K, length, H = v_CKUH.shape
     U = min(_BLOCK, length)
 
     def add(block: jax.Array, carry: _Carry) -> _Carry:
         # The last block is moved back to fit; what it repeats is masked.
         first = jnp.minimum(block * U, length - U)
-        place, shape = (row, 0, first, 0), (1, K, U, H)
         return _add_block(
             carry,
             q_1KMH,
-            jax.lax.dynamic_slice(k_CKUH, place, shape),
-            jax.lax.dynamic_slice(v_CKUH, place, shape),
+            jax.lax.dynamic_slice(k_CKHU, (row, 0, 0, first), (1, K, H, U)),
+            jax.lax.dynamic_slice(v_CKUH, (row, 0, first, 0), (1, K, U, H)),
             last_M[None],
             start + first,
             num_repeated=block * U - first,
@@ -139,7 +149,7 @@ def _start(q_BKMH: jax.Array) -> _Carry:
 def _add_block(
     carry: _Carry,
     q_BKMH: jax.Array,
-    k_BKUH: jax.Array,
+    k_BKHU: jax.Array,
     v_BKUH: jax.Array,
     last_BM: jax.Array,
     start: jax.Array | int,
@@ -147,13 +157,13 @@ def _add_block(
 ) -> _Carry:
     """Returns the sums with positions from `start` on, but the first repeated ones."""
     max_BKM, sum_BKM, out_BKMH = carry
-    U, H = k_BKUH.shape[2:]
+    U, H = v_BKUH.shape[2:]
     is_seen_BMU = start + jnp.arange(U) <= last_BM[:, :, None]
     is_seen_BMU &= jnp.arange(U) >= num_repeated
     scores_BKMU = jnp.einsum(
-        "BKMH,BKUH->BKMU",
+        "BKMH,BKHU->BKMU",
         q_BKMH,
-        k_BKUH.astype(q_BKMH.dtype),
+        k_BKHU.astype(q_BKMH.dtype),
         preferred_element_type=jnp.float32,
     )
     scores_BKMU = jnp.where(is_seen_BMU[:, None], scores_BKMU * H**-0.5, _MASKED)

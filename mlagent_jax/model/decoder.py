@@ -19,7 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from mlagent_jax.config import ModelConfig
-from mlagent_jax.model.cache import KVCache, put_chunk, put_tokens
+from mlagent_jax.model.cache import (
+    KEYS,
+    VALUES,
+    KVCache,
+    RecentTokens,
+    put_chunk,
+    put_newest,
+)
 from mlagent_jax.model.cached_attention import attend_chunk, attend_tokens
 from mlagent_jax.model.layers import rope_tables
 from mlagent_jax.model.qwen2 import Params
@@ -108,39 +115,48 @@ def decode_tokens(
     cfg: ModelConfig,
     weights: DecoderWeights,
     cache: KVCache,
+    recent: RecentTokens,
     tokens_B: jax.Array,
     is_live_B: jax.Array,
-) -> tuple[jax.Array, KVCache]:
-    """Returns (final-norm hidden_BD, cache) after one more token in every live row.
+) -> tuple[jax.Array, RecentTokens]:
+    """Returns (final-norm hidden_BD, recent tokens) after one more token in every row.
 
-    Rows that are not live give garbage, and get garbage behind their live positions.
+    Rows that are not live give garbage.
 
     Args:
       cfg: the model.
       weights: from `fuse_weights`.
-      cache: what came before; live rows have room for the token.
+      cache: what came before the recent tokens.
+      recent: has room for the token.
       tokens_B: token ids.
       is_live_B: bool.
     """
-    slots_B = cache.lengths_B
-    end = jnp.max(jnp.where(is_live_B, slots_B + 1, 0))
-    keys, values = list(cache.keys), list(cache.values)
+    end = jnp.max(jnp.where(is_live_B, cache.lengths_B, 0))
+    keys, values = list(recent.keys), list(recent.values)
 
     def attend(
         layer: int, q_B1KGH: jax.Array, k_B1KH: jax.Array, v_B1KH: jax.Array
     ) -> jax.Array:
-        keys[layer] = put_tokens(keys[layer], k_B1KH[:, 0], slots_B)
-        values[layer] = put_tokens(values[layer], v_B1KH[:, 0], slots_B)
+        keys[layer] = put_newest(keys[layer], k_B1KH[:, 0], recent.count, KEYS)
+        values[layer] = put_newest(values[layer], v_B1KH[:, 0], recent.count, VALUES)
         out_BKGH = attend_tokens(
-            q_B1KGH[:, 0], keys[layer], values[layer], slots_B, end=end
+            q_B1KGH[:, 0],
+            cache.keys[layer],
+            cache.values[layer],
+            cache.lengths_B,
+            keys[layer],
+            values[layer],
+            recent.count,
+            end=end,
         )
         return out_BKGH[:, None]
 
-    hidden_B1D = _run(cfg, weights, tokens_B[:, None], slots_B[:, None], attend)
-    cache = KVCache(
-        keys=tuple(keys), values=tuple(values), lengths_B=slots_B + is_live_B
+    positions_B1 = (cache.lengths_B + recent.count)[:, None]
+    hidden_B1D = _run(cfg, weights, tokens_B[:, None], positions_B1, attend)
+    recent = RecentTokens(
+        keys=tuple(keys), values=tuple(values), count=recent.count + 1
     )
-    return hidden_B1D[:, 0], cache
+    return hidden_B1D[:, 0], recent
 
 
 def prefill_chunk(
@@ -174,9 +190,9 @@ def prefill_chunk(
     def attend(
         layer: int, q_1TKGH: jax.Array, k_1TKH: jax.Array, v_1TKH: jax.Array
     ) -> jax.Array:
-        k_1KTH, v_1KTH = k_1TKH.swapaxes(1, 2), v_1TKH.swapaxes(1, 2)
-        keys[layer] = put_chunk(keys[layer], k_1KTH, row, start)
-        values[layer] = put_chunk(values[layer], v_1KTH, row, start)
+        k_1KHT, v_1KTH = k_1TKH.transpose(0, 2, 3, 1), v_1TKH.swapaxes(1, 2)
+        keys[layer] = put_chunk(keys[layer], k_1KHT, row, start, KEYS)
+        values[layer] = put_chunk(values[layer], v_1KTH, row, start, VALUES)
         q_1KMH = q_1TKGH.transpose(0, 2, 3, 1, 4).reshape(1, K, G * T, H)
         out_1KMH = attend_chunk(
             q_1KMH,

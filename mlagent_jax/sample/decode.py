@@ -25,7 +25,12 @@ from jax.typing import DTypeLike
 from mlagent_jax.config import ModelConfig
 from mlagent_jax.model import cache as cache_lib
 from mlagent_jax.model import decoder
-from mlagent_jax.model.cache import KVCache, copy_prefix, init_cache
+from mlagent_jax.model.cache import (
+    KVCache,
+    RecentTokens,
+    copy_prefix,
+    init_cache,
+)
 from mlagent_jax.model.decoder import DecoderWeights
 from mlagent_jax.sample.methods import SamplingMethod
 
@@ -199,29 +204,35 @@ def decode(
       end_ids: tokens that end a reply.
       num_steps: most steps of this call.
     """
+    cache, counts_B = state.cache, state.counts_B
     state = dataclasses.replace(state, is_live_B=state.is_live_B & keep_B)
 
-    def is_running(carry: tuple[jax.Array, DecodeState]) -> jax.Array:
-        step, state = carry
-        return (step < num_steps) & jnp.any(state.is_live_B)
+    def is_running(carry: tuple[RecentTokens, DecodeState]) -> jax.Array:
+        recent, state = carry
+        return (recent.count < num_steps) & jnp.any(state.is_live_B)
 
-    def run_step(carry: tuple[jax.Array, DecodeState]) -> tuple[jax.Array, DecodeState]:
-        step, state = carry
-        return step + 1, _decode_step(cfg, weights, state, method, end_ids)
+    def run_step(
+        carry: tuple[RecentTokens, DecodeState],
+    ) -> tuple[RecentTokens, DecodeState]:
+        return _decode_step(cfg, weights, *carry, method, end_ids)
 
-    return jax.lax.while_loop(is_running, run_step, (jnp.int32(0), state))[1]
+    recent = cache_lib.init_recent(cache, num_steps)
+    recent, state = jax.lax.while_loop(is_running, run_step, (recent, state))
+    cache = cache_lib.keep_recent(cache, recent, state.counts_B - counts_B)
+    return dataclasses.replace(state, cache=cache)
 
 
 def _decode_step(
     cfg: ModelConfig,
     weights: DecoderWeights,
+    recent: RecentTokens,
     state: DecodeState,
     method: SamplingMethod,
     end_ids: tuple[int, ...],
-) -> DecodeState:
+) -> tuple[RecentTokens, DecodeState]:
     is_live_B = state.is_live_B
-    hidden_BD, cache = decoder.decode_tokens(
-        cfg, weights, state.cache, state.tokens_B, is_live_B
+    hidden_BD, recent = decoder.decode_tokens(
+        cfg, weights, state.cache, recent, state.tokens_B, is_live_B
     )
     logits_BV = decoder.unembed(weights, hidden_BD)
     keys_B = jax.random.wrap_key_data(state.key_data_B2, impl="threefry2x32")
@@ -232,12 +243,11 @@ def _decode_step(
     is_new_BT = is_live_B[:, None] & (jnp.arange(T) == state.counts_B[:, None])
     counts_B = state.counts_B + is_live_B
     is_end_B = jnp.any(tokens_B[:, None] == jnp.array(end_ids, jnp.int32), axis=1)
-    return DecodeState(
-        cache=cache,
+    return recent, dataclasses.replace(
+        state,
         tokens_B=jnp.where(is_live_B, tokens_B, state.tokens_B),
         counts_B=counts_B,
         is_live_B=is_live_B & ~is_end_B & (counts_B < T),
-        key_data_B2=state.key_data_B2,
         reply_BT=jnp.where(is_new_BT, tokens_B[:, None], state.reply_BT),
         logprobs_BT=jnp.where(is_new_BT, logprobs_B[:, None], state.logprobs_BT),
     )

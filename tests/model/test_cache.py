@@ -8,24 +8,39 @@ import pytest
 from mlagent_jax.model import cache as cache_lib
 
 
-def numbered(pieces, capacity):
+AXES = pytest.mark.parametrize("axis", [cache_lib.KEYS, cache_lib.VALUES])
+
+
+def pieces_of(cache, axis, layer=0):
+    return (cache.keys if axis == cache_lib.KEYS else cache.values)[layer]
+
+
+def numbered(pieces, capacity, axis):
     """The same shapes with every value telling its row and position."""
-    batch, K, _, H = pieces[0].shape
+    batch, K, H = pieces[0].shape[0], pieces[0].shape[1], pieces[0].shape[5 - axis]
     x_BKSH = jnp.arange(batch)[:, None, None, None] * 10_000.0
     x_BKSH = x_BKSH + jnp.arange(capacity)[:, None]
     x_BKSH = jnp.broadcast_to(x_BKSH, (batch, K, capacity, H))
-    starts = cache_lib.piece_starts(pieces)
-    return tuple(jnp.split(x_BKSH, starts[1:], axis=2))
+    starts = cache_lib.piece_starts(pieces, axis)
+    return tuple(jnp.split(jnp.moveaxis(x_BKSH, 2, axis), starts[1:], axis=axis))
 
 
-def joined(pieces) -> np.ndarray:
-    return np.concatenate(pieces, axis=2)
+def joined(pieces, axis) -> np.ndarray:
+    """Returns (B, K, S, H), whichever the pieces hold."""
+    return np.moveaxis(np.concatenate(pieces, axis=axis), axis, 2)
+
+
+def all_numbered(cache):
+    keys = tuple(numbered(p, cache.capacity, cache_lib.KEYS) for p in cache.keys)
+    values = tuple(numbered(p, cache.capacity, cache_lib.VALUES) for p in cache.values)
+    return dataclasses.replace(cache, keys=keys, values=values)
 
 
 def test_an_empty_cache_has_the_models_shape_and_dtype(tiny_config):
     cache = cache_lib.init_cache(tiny_config, 3, 10)
     assert len(cache.keys) == len(cache.values) == tiny_config.num_layers
-    assert joined(cache.keys[0]).shape == (3, 2, 64, 8)
+    assert cache.keys[0][0].shape == (3, 2, 8, 64)
+    assert cache.values[0][0].shape == (3, 2, 64, 8)
     assert cache.keys[0][0].dtype == tiny_config.compute_dtype
     assert cache.capacity == 64
     narrow = cache_lib.init_cache(tiny_config, 3, 10, "bfloat16")
@@ -48,55 +63,89 @@ def test_pieces_double_and_end_at_chunks(capacity, chunk_size, expected):
     assert cache_lib.piece_lengths(capacity, chunk_size) == expected
 
 
-def test_a_token_a_row_goes_to_its_slot_whatever_the_piece(tiny_config):
-    pieces = cache_lib.init_cache(tiny_config, 4, 700).keys[0]
-    pieces = numbered(pieces, 704)
-    slots_B = jnp.array([0, 255, 256, 699])
-    new_BKH = -1.0 - jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (4, 2, 8))
-    written = joined(jax.jit(cache_lib.put_tokens)(pieces, new_BKH, slots_B))
-    expected = joined(pieces)
-    for row, slot in enumerate(slots_B):
-        expected[row, :, slot] = -1.0 - row
-    np.testing.assert_array_equal(written, expected)
+@AXES
+@pytest.mark.parametrize("num_tokens", [1, 16, 64, 150])
+def test_recent_tokens_go_behind_each_row_whatever_the_piece(
+    tiny_config, axis, num_tokens
+):
+    cache = all_numbered(cache_lib.init_cache(tiny_config, 6, 700))
+    # Inside of a piece, across one or more edges, up to and over the end.
+    slots_B = np.array([0, 100, 250, 450, 704 - num_tokens, 700])
+    cache = dataclasses.replace(cache, lengths_B=jnp.asarray(slots_B))
+    recent = cache_lib.init_recent(cache, num_tokens)
+    shape = (6, 2, num_tokens, 8)
+    new_BKTH = jax.random.normal(jax.random.key(0), shape)
+    recent = dataclasses.replace(
+        recent,
+        keys=(new_BKTH.swapaxes(2, 3),) * tiny_config.num_layers,
+        values=(new_BKTH,) * tiny_config.num_layers,
+    )
+    num_B = jnp.array([1, 0, num_tokens, 1, num_tokens, 1])
+    kept = jax.jit(cache_lib.keep_recent)(cache, recent, num_B)
+    np.testing.assert_array_equal(kept.lengths_B, slots_B + num_B)
+    for layer in range(tiny_config.num_layers):
+        expected = joined(pieces_of(cache, axis, layer), axis).copy()
+        for row, slot in enumerate(slots_B):
+            end = min(slot + num_tokens, 704)
+            expected[row, :, slot:end] = new_BKTH[row, :, : end - slot]
+        written = joined(pieces_of(kept, axis, layer), axis)
+        np.testing.assert_array_equal(written, expected)
 
 
+@AXES
+def test_each_recent_token_takes_the_next_place(tiny_config, axis):
+    cache = cache_lib.init_cache(tiny_config, 3, 64)
+    recent = cache_lib.init_recent(cache, 2)
+    layers = recent.keys if axis == cache_lib.KEYS else recent.values
+    new_BKH = jax.random.normal(jax.random.key(0), (2, 3, 2, 8))
+    put = jax.jit(cache_lib.put_newest, static_argnums=3)
+    written = put(layers[0], new_BKH[0], jnp.int32(0), axis)
+    written = put(written, new_BKH[1], jnp.int32(1), axis)
+    np.testing.assert_array_equal(
+        np.moveaxis(written, axis, 0), np.asarray(new_BKH)
+    )
+
+
+@AXES
 @pytest.mark.parametrize("start", [0, 192, 256, 448, 640])
-def test_a_chunk_goes_to_one_row_and_nowhere_else(tiny_config, start):
+def test_a_chunk_goes_to_one_row_and_nowhere_else(tiny_config, start, axis):
     cache = cache_lib.init_cache(tiny_config, 3, 700, chunk_size=64)
-    pieces = numbered(cache.keys[0], cache.capacity)
-    new_1KTH = jnp.full((1, 2, 64, 8), -1.0)
-    put = jax.jit(cache_lib.put_chunk)
-    written = joined(put(pieces, new_1KTH, jnp.int32(1), jnp.int32(start)))
-    expected = joined(pieces)
+    pieces = numbered(pieces_of(cache, axis), cache.capacity, axis)
+    new = jnp.moveaxis(jnp.full((1, 2, 64, 8), -1.0), 2, axis)
+    put = jax.jit(cache_lib.put_chunk, static_argnums=4)
+    written = joined(put(pieces, new, jnp.int32(1), jnp.int32(start), axis), axis)
+    expected = joined(pieces, axis).copy()
     expected[1, :, start : start + 64] = -1.0
     np.testing.assert_array_equal(written, expected)
 
 
+@AXES
 @pytest.mark.parametrize("num_tokens", [0, 1, 256, 300, 512])
-def test_a_prefix_is_copied_and_the_source_stays(tiny_config, num_tokens):
-    cache = cache_lib.init_cache(tiny_config, 3, 700)
-    filled = tuple(numbered(pieces, 704) for pieces in cache.keys)
-    cache = dataclasses.replace(cache, keys=filled, values=filled)
+def test_a_prefix_is_copied_and_the_source_stays(tiny_config, num_tokens, axis):
+    cache = all_numbered(cache_lib.init_cache(tiny_config, 3, 700))
     copy = jax.jit(cache_lib.copy_prefix)
     copied = copy(cache, jnp.int32(2), jnp.int32(0), jnp.int32(num_tokens))
-    for before, after in zip(filled, copied.values, strict=True):
-        before, after = joined(before), joined(after)
+    for layer in range(tiny_config.num_layers):
+        before = joined(pieces_of(cache, axis, layer), axis)
+        after = joined(pieces_of(copied, axis, layer), axis)
         np.testing.assert_array_equal(
             after[0, :, :num_tokens], before[2, :, :num_tokens]
         )
         np.testing.assert_array_equal(after[1:], before[1:])
     same = copy(cache, jnp.int32(2), jnp.int32(2), jnp.int32(num_tokens))
-    np.testing.assert_array_equal(joined(same.keys[0]), joined(filled[0]))
+    np.testing.assert_array_equal(
+        joined(pieces_of(same, axis), axis), joined(pieces_of(cache, axis), axis)
+    )
 
 
-def test_a_cache_grows_around_what_it_holds(tiny_config):
-    cache = cache_lib.init_cache(tiny_config, 2, 320)
-    filled = tuple(numbered(pieces, 320) for pieces in cache.keys)
-    cache = dataclasses.replace(cache, keys=filled, values=filled)
+@AXES
+def test_a_cache_grows_around_what_it_holds(tiny_config, axis):
+    cache = all_numbered(cache_lib.init_cache(tiny_config, 2, 320))
     grown = cache_lib.grow(cache, 1100)
     assert grown.capacity == 1152
     empty = cache_lib.init_cache(tiny_config, 2, 1100)
     assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, empty)
     np.testing.assert_array_equal(
-        joined(grown.keys[1])[:, :, :320], joined(cache.keys[1])
+        joined(pieces_of(grown, axis, 1), axis)[:, :, :320],
+        joined(pieces_of(cache, axis, 1), axis),
     )

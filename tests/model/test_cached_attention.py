@@ -7,6 +7,7 @@ from mlagent_jax.model.cache import piece_lengths
 from mlagent_jax.model.cached_attention import attend_chunk, attend_tokens
 
 LONGEST = 1280
+NUM_RECENT, RECENT_ROOM = 2, 5
 
 
 def make_pieces(lengths, num_kv_heads: int, capacity: int, seed: int):
@@ -20,7 +21,16 @@ def make_pieces(lengths, num_kv_heads: int, capacity: int, seed: int):
 
 
 def make_cache(lengths, num_kv_heads: int, capacity: int):
-    return tuple(make_pieces(lengths, num_kv_heads, capacity, seed) for seed in (0, 1))
+    keys, values = (
+        make_pieces(lengths, num_kv_heads, capacity, seed) for seed in (0, 1)
+    )
+    return tuple(piece_BKUH.swapaxes(2, 3) for piece_BKUH in keys), values
+
+
+def joined(cache) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values, (B, K, S, H) each."""
+    keys, values = cache
+    return np.concatenate(keys, axis=3).swapaxes(2, 3), np.concatenate(values, axis=2)
 
 
 def reference(q_TKGH, k_KSH, v_KSH) -> np.ndarray:
@@ -37,22 +47,35 @@ def reference(q_TKGH, k_KSH, v_KSH) -> np.ndarray:
 
 
 def attend(q_BKGH, cache, lengths, live=None):
+    """Row b sees `lengths[b]` positions, the last two of them as recent tokens."""
     lengths = np.asarray(lengths)
     is_live = np.ones(len(lengths), bool) if live is None else np.asarray(live)
-    end = jnp.int32((lengths * is_live).max())
-    last_B = jnp.asarray(lengths - 1, jnp.int32)
-    return np.asarray(jax.jit(attend_tokens)(q_BKGH, *cache, last_B, end=end))
+    in_cache_B = np.maximum(lengths - NUM_RECENT, 0)
+    rows_B1, places_BR = np.arange(len(lengths))[:, None], np.arange(RECENT_ROOM)
+    places_BR = np.minimum(in_cache_B[:, None] + places_BR, lengths[:, None] - 1)
+    recent_k, recent_v = (x_BKSH[rows_B1, :, places_BR] for x_BKSH in joined(cache))
+    return np.asarray(
+        jax.jit(attend_tokens)(
+            q_BKGH,
+            *cache,
+            jnp.asarray(in_cache_B, jnp.int32),
+            recent_k.transpose(0, 2, 3, 1),
+            recent_v.transpose(0, 2, 1, 3),
+            jnp.int32(NUM_RECENT - 1),
+            end=jnp.int32((in_cache_B * is_live).max()),
+        )
+    )
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (6, 2), (7, 1)])
 def test_each_row_attends_to_its_own_live_positions(num_heads, num_kv_heads):
     # Rows end on both sides of the edges of pieces.
-    lengths = [1, 256, 257, 512, 513, 1000]
+    lengths = [2, 256, 257, 258, 512, 515, 1000]
     cache = make_cache(lengths, num_kv_heads, 1024)
     shape = (len(lengths), num_kv_heads, num_heads // num_kv_heads, 4)
     q_BKGH = jax.random.normal(jax.random.key(2), shape)
     out_BKGH = attend(q_BKGH, cache, lengths)
-    k_BKSH, v_BKSH = (np.concatenate(pieces, axis=2) for pieces in cache)
+    k_BKSH, v_BKSH = joined(cache)
     for b, length in enumerate(lengths):
         k_KSH, v_KSH = k_BKSH[b, :, :length], v_BKSH[b, :, :length]
         expected = reference(q_BKGH[b][None], k_KSH, v_KSH)[0]
@@ -70,7 +93,7 @@ def test_a_chunk_attends_causally_to_its_row(end):
         q_1KMH, *cache, last_M, end=jnp.int32(end), row=jnp.int32(row)
     )
     out_TKGH = out_1KMH.reshape(2, 3, num_tokens, 4).transpose(2, 0, 1, 3)
-    k_KSH, v_KSH = (np.concatenate(p, axis=2)[row, :, :end] for p in cache)
+    k_KSH, v_KSH = (x_BKSH[row, :, :end] for x_BKSH in joined(cache))
     np.testing.assert_allclose(out_TKGH, reference(q_TKGH, k_KSH, v_KSH), atol=1e-5)
 
 

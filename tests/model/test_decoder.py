@@ -40,15 +40,25 @@ def test_prefill_and_decode_equal_the_full_forward(
             place = {"row": jnp.int32(row), "start": jnp.int32(start)}
             cache = prefill(cfg, weights, cache, chunk_T, **place)
     cache = dataclasses.replace(cache, lengths_B=jnp.array(lengths))
+    recent = cache_lib.init_recent(cache, 5)
     is_live_B = jnp.array([True, True, False])
     for turn in range(4):
         places_B1 = (jnp.array(lengths) + turn)[:, None]
         tokens_B = jnp.take_along_axis(tokens_BT, places_B1, axis=1)[:, 0]
-        hidden_BD, cache = step(cfg, weights, cache, tokens_B, is_live_B)
+        hidden_BD, recent = step(cfg, weights, cache, recent, tokens_B, is_live_B)
         expected_BD = jnp.take_along_axis(full_BTD, places_B1[..., None], axis=1)[:, 0]
         np.testing.assert_allclose(hidden_BD[:2], expected_BD[:2], atol=1e-5)
         assert np.all(np.isfinite(hidden_BD))
-    np.testing.assert_array_equal(cache.lengths_B, [23, 9, 0])
+    # The same again from the cache, where the first of them are kept.
+    kept_B = jnp.array([2, 3, 0])
+    cache = cache_lib.keep_recent(cache, recent, kept_B)
+    np.testing.assert_array_equal(cache.lengths_B, [21, 8, 0])
+    places_B1 = cache.lengths_B[:, None]
+    tokens_B = jnp.take_along_axis(tokens_BT, places_B1, axis=1)[:, 0]
+    recent = cache_lib.init_recent(cache, 1)
+    hidden_BD, _ = step(cfg, weights, cache, recent, tokens_B, is_live_B)
+    expected_BD = jnp.take_along_axis(full_BTD, places_B1[..., None], axis=1)[:, 0]
+    np.testing.assert_allclose(hidden_BD[:2], expected_BD[:2], atol=1e-5)
     logits_BV = qwen2.unembed(qwen2.make_graphdef(cfg), tiny_params, hidden_BD)
     np.testing.assert_allclose(
         decoder.unembed(weights, hidden_BD), logits_BV, atol=1e-5
