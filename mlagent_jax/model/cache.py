@@ -4,11 +4,14 @@ A row holds `lengths_B[b]` live positions at its start; what lies behind them is
 garbage that attention masks. A layer's positions are cut into pieces that double in
 length, arrays of their own: attention reads whole pieces, those that the longest
 live row reaches, so that its cost follows what is live (within a factor of two) and
-not what is allocated. Keys lie with their positions last: a product of few queries
-with keys laid out like values takes XLA three times as long on CPU. Cutting the live part out of one array would copy it at every
+not what is allocated. Cutting the live part out of one array would copy it at every
 step, which took two thirds of a decode step on CPU (BUILD_NOTES.md, "Speed"). Writing
-one token a row at every step costs too: the newest tokens wait in `RecentTokens`, and
-are written together.
+one token a row into it at every step costs as well: the newest tokens wait in
+`RecentTokens`, and are written together.
+
+On CPU keys lie with their positions last, (B, K, H, U): products of a few queries with
+keys that lie as values do, (B, K, U, H), take XLA up to five times as long there. A
+TPU cannot write at a place in the last axis without laying the whole array out anew.
 
 The functions are pure; which sequence sits in which row, and when a row is full, is
 the caller's business (sample/engine.py).
@@ -27,8 +30,8 @@ from jax.typing import DTypeLike
 
 from mlagent_jax.config import ModelConfig
 
-Pieces = tuple[jax.Array, ...]  # of one layer: keys (B, K, H, U), values (B, K, U, H)
-KEYS, VALUES = 3, 2  # axis of the positions
+Pieces = tuple[jax.Array, ...]  # of one layer, each (B, K, U, H) or (B, K, H, U)
+VALUE_AXIS = 2  # of the positions, in values
 _FIRST_PIECE = 256
 _UNIT = 64
 
@@ -40,34 +43,41 @@ class KVCache:
 
     Attributes:
       keys: for each of the L layers, rotated keys in pieces.
-      values: likewise, values.
+      values: likewise, values; (B, K, U, H).
       lengths_B: int32, live positions of each row, in [0, S].
+      key_axis: of the positions in keys, see `key_axis_on`.
     """
 
     keys: tuple[Pieces, ...]
     values: tuple[Pieces, ...]
     lengths_B: jax.Array
+    key_axis: int = dataclasses.field(metadata={"static": True})
 
     @property
     def capacity(self) -> int:
         """S: tokens that fit into a row."""
-        return sum(piece.shape[VALUES] for piece in self.values[0])
+        return sum(piece.shape[VALUE_AXIS] for piece in self.values[0])
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecentTokens:
-    """Tokens of every row since the cache was written, R at most; one row as many as another.
+    """Tokens since the cache was written: as many in every row, R at most.
 
     Attributes:
-      keys: for each of the L layers, rotated keys (B, K, H, R).
-      values: likewise, values (B, K, R, H).
+      keys: for each of the L layers, rotated keys; axes as in the cache's pieces.
+      values: likewise, values.
       count: int32 scalar, how many of R are there.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     count: jax.Array
+
+
+def key_axis_on(platform: str) -> int:
+    """Returns which axis of keys positions take on "cpu", "tpu" or "gpu"."""
+    return 3 if platform == "cpu" else 2
 
 
 def piece_lengths(capacity: int, chunk_size: int) -> tuple[int, ...]:
@@ -100,6 +110,7 @@ def init_cache(
     dtype: DTypeLike | None = None,
     *,
     chunk_size: int = 1,
+    key_axis: int = 2,
 ) -> KVCache:
     """Returns an empty cache of `batch` rows of `capacity` tokens.
 
@@ -109,6 +120,7 @@ def init_cache(
       capacity: tokens a row can hold at least; longer sequences must not be written.
       dtype: of keys and values; None takes the model's compute dtype.
       chunk_size: of `put_chunk`.
+      key_axis: of the positions in keys, see `key_axis_on`.
     """
     dtype = cfg.compute_dtype if dtype is None else dtype
     lengths = piece_lengths(capacity, chunk_size)
@@ -116,14 +128,18 @@ def init_cache(
     K, H = cfg.num_kv_heads, cfg.head_dim
 
     def empty(axis: int) -> tuple[Pieces, ...]:
-        shapes = [(batch, K, U, H) if axis == VALUES else (batch, K, H, U) for U in lengths]
+        shapes = [(batch, K, U, H) if axis == 2 else (batch, K, H, U) for U in lengths]
         return tuple(
             tuple(jnp.zeros(shape, dtype) for shape in shapes)
             for _ in range(cfg.num_layers)
         )
 
-    lengths_B = jnp.zeros(batch, jnp.int32)
-    return KVCache(keys=empty(KEYS), values=empty(VALUES), lengths_B=lengths_B)
+    return KVCache(
+        keys=empty(key_axis),
+        values=empty(VALUE_AXIS),
+        lengths_B=jnp.zeros(batch, jnp.int32),
+        key_axis=key_axis,
+    )
 
 
 def grow(cache: KVCache, capacity: int, *, chunk_size: int = 1) -> KVCache:
@@ -141,8 +157,8 @@ def grow(cache: KVCache, capacity: int, *, chunk_size: int = 1) -> KVCache:
 
     return dataclasses.replace(
         cache,
-        keys=tuple(grow_layer(pieces, KEYS) for pieces in cache.keys),
-        values=tuple(grow_layer(pieces, VALUES) for pieces in cache.values),
+        keys=tuple(grow_layer(pieces, cache.key_axis) for pieces in cache.keys),
+        values=tuple(grow_layer(pieces, VALUE_AXIS) for pieces in cache.values),
     )
 
 
@@ -161,8 +177,8 @@ def init_recent(cache: KVCache, num_tokens: int) -> RecentTokens:
         return jnp.zeros(shape, pieces[0].dtype)
 
     return RecentTokens(
-        keys=tuple(empty(pieces, KEYS) for pieces in cache.keys),
-        values=tuple(empty(pieces, VALUES) for pieces in cache.values),
+        keys=tuple(empty(pieces, cache.key_axis) for pieces in cache.keys),
+        values=tuple(empty(pieces, VALUE_AXIS) for pieces in cache.values),
         count=jnp.int32(0),
     )
 
@@ -182,43 +198,83 @@ def keep_recent(cache: KVCache, recent: RecentTokens, num_B: jax.Array) -> KVCac
     """
     slots_B = cache.lengths_B
     keys = [
-        _put_tokens(pieces, new, slots_B, KEYS)
+        _put_tokens(pieces, new, slots_B, cache.key_axis)
         for pieces, new in zip(cache.keys, recent.keys, strict=True)
     ]
     values = [
-        _put_tokens(pieces, new, slots_B, VALUES)
+        _put_tokens(pieces, new, slots_B, VALUE_AXIS)
         for pieces, new in zip(cache.values, recent.values, strict=True)
     ]
-    return KVCache(keys=tuple(keys), values=tuple(values), lengths_B=slots_B + num_B)
+    return dataclasses.replace(
+        cache, keys=tuple(keys), values=tuple(values), lengths_B=slots_B + num_B
+    )
 
 
 def _put_tokens(
     pieces: Pieces, new: jax.Array, slots_B: jax.Array, axis: int
 ) -> Pieces:
-    """Returns pieces with T new tokens a row from `slots_B` on, as far as they reach."""
+    """Returns pieces with T new tokens a row from `slots_B` on, where they lie."""
+
+    def windows(pieces: Pieces, new: jax.Array) -> Pieces:
+        return put_windows(pieces, new, slots_B, axis)
+
+    def scatter(pieces: Pieces, new: jax.Array) -> Pieces:
+        return scatter_tokens(pieces, new, slots_B, axis)
+
+    # A scatter is a loop over tokens on CPU; a TPU lays pieces out anew for windows.
+    return jax.lax.platform_dependent(pieces, new, cpu=windows, default=scatter)
+
+
+def scatter_tokens(
+    pieces: Pieces, new: jax.Array, slots_B: jax.Array, axis: int
+) -> Pieces:
+    """The same as `put_windows`, one token at a time."""
+    B, T = len(slots_B), new.shape[axis]
+    rows_BT = jnp.broadcast_to(jnp.arange(B)[:, None], (B, T))
+    slots_BT = slots_B[:, None] + jnp.arange(T)
+    new_BTKH = jnp.moveaxis(new, axis, 1)
+    written: list[jax.Array] = []
+    for piece, start in zip(pieces, piece_starts(pieces, axis), strict=True):
+        # Slots of other pieces go out of range, where they are dropped.
+        places_BT = jnp.where(slots_BT < start, piece.shape[axis], slots_BT - start)
+        put = piece.at[(rows_BT, *[slice(None)] * (axis - 1), places_BT)]
+        written.append(put.set(new_BTKH, mode="drop"))
+    return tuple(written)
+
+
+def put_windows(
+    pieces: Pieces, new: jax.Array, slots_B: jax.Array, axis: int
+) -> Pieces:
+    """Returns pieces with T new tokens a row from `slots_B` on, as far as they reach.
+
+    Args:
+      pieces: of one layer.
+      new: its new keys or values, T along `axis`.
+      slots_B: int32, position of the first token of each row.
+      axis: of the positions.
+    """
     for first in range(0, new.shape[axis], _UNIT):  # No piece is shorter than that.
         end = min(first + _UNIT, new.shape[axis])
         part = jax.lax.slice_in_dim(new, first, end, axis=axis)
-        pieces = _put_part(pieces, part, slots_B + first, axis)
+        pieces = _put_window(pieces, part, slots_B + first, axis)
     return pieces
 
 
-def _put_part(
+def _put_window(
     pieces: Pieces, new: jax.Array, slots_B: jax.Array, axis: int
 ) -> Pieces:
     T, along = new.shape[axis], axis - 1
     padded = jnp.concatenate([jnp.zeros_like(new), new, jnp.zeros_like(new)], axis)
 
     def put(piece: jax.Array, padded: jax.Array, slot: jax.Array) -> jax.Array:
-        # A window of T positions of one row, moved so that it lies in the piece.
+        # T positions of one row, moved so that they lie in the piece.
         first = jnp.clip(slot, 0, piece.shape[along] - T)
         shift = jnp.clip(first - slot, -T, T)
         old = jax.lax.dynamic_slice_in_dim(piece, first, T, along)
         moved = jax.lax.dynamic_slice_in_dim(padded, T + shift, T, along)
         index_T = jnp.arange(T) + shift
-        is_new = jnp.expand_dims(
-            (index_T >= 0) & (index_T < T), [i for i in range(old.ndim) if i != along]
-        )
+        other_axes = [axis for axis in range(old.ndim) if axis != along]
+        is_new = jnp.expand_dims((index_T >= 0) & (index_T < T), other_axes)
         window = jnp.where(is_new, moved, old)
         return jax.lax.dynamic_update_slice_in_dim(piece, window, first, along)
 
@@ -235,7 +291,7 @@ def put_chunk(
 
     Args:
       pieces: of the layer.
-      new: the tokens' keys (1, K, H, T) or values (1, K, T, H).
+      new: the tokens' keys or values, T along `axis`.
       row: int32 scalar.
       start: int32 scalar, a multiple of T = `chunk_size`.
       axis: of the positions.
@@ -271,8 +327,8 @@ def copy_prefix(
 
     return dataclasses.replace(
         cache,
-        keys=tuple(copy_layer(pieces, KEYS) for pieces in cache.keys),
-        values=tuple(copy_layer(pieces, VALUES) for pieces in cache.values),
+        keys=tuple(copy_layer(pieces, cache.key_axis) for pieces in cache.keys),
+        values=tuple(copy_layer(pieces, VALUE_AXIS) for pieces in cache.values),
     )
 
 

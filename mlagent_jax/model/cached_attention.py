@@ -3,7 +3,7 @@
 Pieces (see `cache`) that no live row reaches are skipped, so the cost follows what is
 in the cache and not what has been allocated. A piece without visible keys for a row
 contributes exactly zero to it: a row's result does not depend, bit for bit, on the
-capacity or on the other rows' lengths.
+capacity or on the other rows' lengths. Keys lie as the cache says (`key_axis`).
 
 Scores and softmax are float32.
 
@@ -16,7 +16,7 @@ width.
 import jax
 import jax.numpy as jnp
 
-from mlagent_jax.model.cache import VALUES, Pieces, piece_starts
+from mlagent_jax.model.cache import VALUE_AXIS, Pieces, piece_starts
 
 _MASKED = -1e30  # Finite, so that a query without visible keys gives no NaN.
 _BLOCK = 256
@@ -30,11 +30,12 @@ def attend_tokens(
     k_pieces: Pieces,
     v_pieces: Pieces,
     lengths_B: jax.Array,
-    k_BKHR: jax.Array,
-    v_BKRH: jax.Array,
+    recent_k: jax.Array,
+    recent_v_BKRH: jax.Array,
     newest: jax.Array,
     *,
     end: jax.Array,
+    key_axis: int,
 ) -> jax.Array:
     """Returns float32 out_BKGH of one new token a row.
 
@@ -43,34 +44,39 @@ def attend_tokens(
       k_pieces: one layer's rotated keys in the cache.
       v_pieces: its values.
       lengths_B: int32, positions of the cache that a row sees.
-      k_BKHR: recent keys, see `cache.RecentTokens`.
-      v_BKRH: recent values.
+      recent_k: recent keys, see `cache.RecentTokens`.
+      recent_v_BKRH: recent values.
       newest: int32 scalar, the last recent token that every row sees: the new one.
       end: int32 scalar; no row that matters sees this position of the cache or a
         later one. Those that see more get finite garbage.
+      key_axis: of the positions in keys.
     """
     B, G = q_BKGH.shape[0], q_BKGH.shape[2]
     last_BM = jnp.broadcast_to(lengths_B[:, None] - 1, (B, G))
     carry = _start(q_BKGH)
-    for start, k_BKHU, v_BKUH in zip(
-        piece_starts(v_pieces, VALUES), k_pieces, v_pieces, strict=True
+    for start, k, v_BKUH in zip(
+        piece_starts(v_pieces, VALUE_AXIS), k_pieces, v_pieces, strict=True
     ):
 
         def add(
-            carry: _Carry, k_BKHU: jax.Array, v_BKUH: jax.Array, start: int = start
+            carry: _Carry, k: jax.Array, v_BKUH: jax.Array, start: int = start
         ) -> _Carry:
-            return _add_block(carry, q_BKGH, k_BKHU, v_BKUH, last_BM, start)
+            return _add_block(
+                carry, q_BKGH, k, v_BKUH, last_BM, start, key_axis=key_axis
+            )
 
         if start == 0:
-            carry = add(carry, k_BKHU, v_BKUH)
+            carry = add(carry, k, v_BKUH)
         else:
             carry = jax.lax.cond(
-                end > start, add, lambda carry, *_: carry, carry, k_BKHU, v_BKUH
+                end > start, add, lambda carry, *_: carry, carry, k, v_BKUH
             )
     # Last, since each row sees one of these: what a row without any visible position
     # has added up until here is taken times zero.
     last_BM = jnp.broadcast_to(newest, (B, G))
-    carry = _add_block(carry, q_BKGH, k_BKHR, v_BKRH, last_BM, 0)
+    carry = _add_block(
+        carry, q_BKGH, recent_k, recent_v_BKRH, last_BM, 0, key_axis=key_axis
+    )
     return _finish(carry)
 
 
@@ -82,6 +88,7 @@ def attend_chunk(
     *,
     end: jax.Array,
     row: jax.Array,
+    key_axis: int,
 ) -> jax.Array:
     """Returns float32 out_1KMH of a chunk of one row's prompt.
 
@@ -94,13 +101,22 @@ def attend_chunk(
       last_M: int32, the last position that each query sees.
       end: int32 scalar, one more than the greatest of them.
       row: int32 scalar, of the cache.
+      key_axis: of the positions in keys.
     """
     carry = _start(q_1KMH)
-    for start, k_CKHU, v_CKUH in zip(
-        piece_starts(v_pieces, VALUES), k_pieces, v_pieces, strict=True
+    for start, k, v_CKUH in zip(
+        piece_starts(v_pieces, VALUE_AXIS), k_pieces, v_pieces, strict=True
     ):
         carry = _add_piece(
-            carry, q_1KMH, k_CKHU, v_CKUH, last_M, start=start, end=end, row=row
+            carry,
+            q_1KMH,
+            k,
+            v_CKUH,
+            last_M,
+            start=start,
+            end=end,
+            row=row,
+            key_axis=key_axis,
         )
     return _finish(carry)
 
@@ -108,13 +124,14 @@ def attend_chunk(
 def _add_piece(
     carry: _Carry,
     q_1KMH: jax.Array,
-    k_CKHU: jax.Array,
+    k: jax.Array,
     v_CKUH: jax.Array,
     last_M: jax.Array,
     *,
     start: int,
     end: jax.Array,
     row: jax.Array,
+    key_axis: int,
 ) -> _Carry:
     """Returns the sums with the part of a piece before `end`, block by block."""
     _, K, length, H = v_CKUH.shape
@@ -123,14 +140,21 @@ def _add_piece(
     def add(block: jax.Array, carry: _Carry) -> _Carry:
         # The last block is moved back to fit; what it repeats is masked.
         first = jnp.minimum(block * U, length - U)
+
+        def cut(x: jax.Array, axis: int) -> jax.Array:
+            place, shape = [row, 0, 0, 0], [1, K, H, H]
+            place[axis], shape[axis] = first, U
+            return jax.lax.dynamic_slice(x, place, shape)
+
         return _add_block(
             carry,
             q_1KMH,
-            jax.lax.dynamic_slice(k_CKHU, (row, 0, 0, first), (1, K, H, U)),
-            jax.lax.dynamic_slice(v_CKUH, (row, 0, first, 0), (1, K, U, H)),
+            cut(k, key_axis),
+            cut(v_CKUH, VALUE_AXIS),
             last_M[None],
             start + first,
             num_repeated=block * U - first,
+            key_axis=key_axis,
         )
 
     num_blocks = jnp.clip(-(-(end - start) // U), 0, -(-length // U))
@@ -149,11 +173,13 @@ def _start(q_BKMH: jax.Array) -> _Carry:
 def _add_block(
     carry: _Carry,
     q_BKMH: jax.Array,
-    k_BKHU: jax.Array,
+    k: jax.Array,
     v_BKUH: jax.Array,
     last_BM: jax.Array,
     start: jax.Array | int,
     num_repeated: jax.Array | int = 0,
+    *,
+    key_axis: int,
 ) -> _Carry:
     """Returns the sums with positions from `start` on, but the first repeated ones."""
     max_BKM, sum_BKM, out_BKMH = carry
@@ -163,7 +189,7 @@ def _add_block(
     scores_BKMU = jnp.einsum(
         "BKMH,BKHU->BKMU",
         q_BKMH,
-        k_BKHU.astype(q_BKMH.dtype),
+        jnp.moveaxis(k, key_axis, 3).astype(q_BKMH.dtype),
         preferred_element_type=jnp.float32,
     )
     scores_BKMU = jnp.where(is_seen_BMU[:, None], scores_BKMU * H**-0.5, _MASKED)

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 
 from mlagent_jax.config import ModelConfig
 from mlagent_jax.model.cache import (
-    KEYS,
-    VALUES,
+    VALUE_AXIS,
     KVCache,
     RecentTokens,
     put_chunk,
@@ -137,8 +136,9 @@ def decode_tokens(
     def attend(
         layer: int, q_B1KGH: jax.Array, k_B1KH: jax.Array, v_B1KH: jax.Array
     ) -> jax.Array:
-        keys[layer] = put_newest(keys[layer], k_B1KH[:, 0], recent.count, KEYS)
-        values[layer] = put_newest(values[layer], v_B1KH[:, 0], recent.count, VALUES)
+        k_BKH, v_BKH = k_B1KH[:, 0], v_B1KH[:, 0]
+        keys[layer] = put_newest(keys[layer], k_BKH, recent.count, cache.key_axis)
+        values[layer] = put_newest(values[layer], v_BKH, recent.count, VALUE_AXIS)
         out_BKGH = attend_tokens(
             q_B1KGH[:, 0],
             cache.keys[layer],
@@ -148,6 +148,7 @@ def decode_tokens(
             values[layer],
             recent.count,
             end=end,
+            key_axis=cache.key_axis,
         )
         return out_BKGH[:, None]
 
@@ -190,9 +191,10 @@ def prefill_chunk(
     def attend(
         layer: int, q_1TKGH: jax.Array, k_1TKH: jax.Array, v_1TKH: jax.Array
     ) -> jax.Array:
-        k_1KHT, v_1KTH = k_1TKH.transpose(0, 2, 3, 1), v_1TKH.swapaxes(1, 2)
-        keys[layer] = put_chunk(keys[layer], k_1KHT, row, start, KEYS)
-        values[layer] = put_chunk(values[layer], v_1KTH, row, start, VALUES)
+        k_1KTH, v_1KTH = k_1TKH.swapaxes(1, 2), v_1TKH.swapaxes(1, 2)
+        k = jnp.moveaxis(k_1KTH, 2, cache.key_axis)
+        keys[layer] = put_chunk(keys[layer], k, row, start, cache.key_axis)
+        values[layer] = put_chunk(values[layer], v_1KTH, row, start, VALUE_AXIS)
         q_1KMH = q_1TKGH.transpose(0, 2, 3, 1, 4).reshape(1, K, G * T, H)
         out_1KMH = attend_chunk(
             q_1KMH,
@@ -201,6 +203,7 @@ def prefill_chunk(
             jnp.tile(positions_T, G),
             end=start + T,
             row=row,
+            key_axis=cache.key_axis,
         )
         return out_1KMH.reshape(1, K, G, T, H).transpose(0, 3, 1, 2, 4)
 

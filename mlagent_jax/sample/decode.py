@@ -92,6 +92,7 @@ def init_state(
     max_reply_tokens: int,
     chunk_size: int = 1,
     dtype: DTypeLike | None = None,
+    key_axis: int = 2,
 ) -> DecodeState:
     """Returns a batch without requests.
 
@@ -102,9 +103,13 @@ def init_state(
       max_reply_tokens: where a reply is cut.
       chunk_size: of `prefill`.
       dtype: of the cache; None takes the model's compute dtype.
+      key_axis: of the positions in keys, see `model.cache.key_axis_on`.
     """
+    cache = init_cache(
+        cfg, num_rows, capacity, dtype, chunk_size=chunk_size, key_axis=key_axis
+    )
     return DecodeState(
-        cache=init_cache(cfg, num_rows, capacity, dtype, chunk_size=chunk_size),
+        cache=cache,
         tokens_B=jnp.zeros(num_rows, jnp.int32),
         counts_B=jnp.zeros(num_rows, jnp.int32),
         is_live_B=jnp.zeros(num_rows, bool),

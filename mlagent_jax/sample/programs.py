@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlagent_jax.config import ModelConfig, SampleConfig
 from mlagent_jax.model import qwen2
-from mlagent_jax.model.cache import KVCache
+from mlagent_jax.model.cache import KVCache, key_axis_on
 from mlagent_jax.model.decoder import DecoderWeights, fuse_weights
 from mlagent_jax.parallel.mesh import TENSOR
 from mlagent_jax.parallel.sharding import tree_shardings
@@ -60,6 +60,8 @@ def make_programs(
     # Named even for one device: a state that no input has tied to its place is
     # another type than the one that `decode` returns, and would compile twice.
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    key_axis = key_axis_on(device.platform)
 
     def init(capacity: int) -> decode.DecodeState:
         return decode.init_state(
@@ -68,6 +70,7 @@ def make_programs(
             capacity=capacity,
             max_reply_tokens=cfg.max_reply_tokens,
             chunk_size=cfg.prefill_chunk,
+            key_axis=key_axis,
         )
 
     def grow(state: decode.DecodeState, capacity: int) -> decode.DecodeState:
@@ -138,7 +141,12 @@ def state_sharding(mesh: Mesh) -> decode.DecodeState:
     whole: Any = NamedSharding(mesh, PartitionSpec())
     heads: Any = NamedSharding(mesh, PartitionSpec(None, TENSOR))
     return decode.DecodeState(
-        cache=KVCache(keys=heads, values=heads, lengths_B=whole),
+        cache=KVCache(
+            keys=heads,
+            values=heads,
+            lengths_B=whole,
+            key_axis=key_axis_on(mesh.devices.flat[0].platform),
+        ),
         tokens_B=whole,
         counts_B=whole,
         is_live_B=whole,

@@ -7,12 +7,16 @@ import pytest
 
 from mlagent_jax.model import cache as cache_lib
 
+# Keys lie with their positions in the last axis here, values in the one before.
+AXES = pytest.mark.parametrize("axis", [2, 3])
 
-AXES = pytest.mark.parametrize("axis", [cache_lib.KEYS, cache_lib.VALUES])
+
+def init_cache(*args, **kwargs):
+    return cache_lib.init_cache(*args, **kwargs, key_axis=3)
 
 
 def pieces_of(cache, axis, layer=0):
-    return (cache.keys if axis == cache_lib.KEYS else cache.values)[layer]
+    return (cache.keys if axis == 3 else cache.values)[layer]
 
 
 def numbered(pieces, capacity, axis):
@@ -31,19 +35,19 @@ def joined(pieces, axis) -> np.ndarray:
 
 
 def all_numbered(cache):
-    keys = tuple(numbered(p, cache.capacity, cache_lib.KEYS) for p in cache.keys)
-    values = tuple(numbered(p, cache.capacity, cache_lib.VALUES) for p in cache.values)
+    keys = tuple(numbered(p, cache.capacity, 3) for p in cache.keys)
+    values = tuple(numbered(p, cache.capacity, 2) for p in cache.values)
     return dataclasses.replace(cache, keys=keys, values=values)
 
 
 def test_an_empty_cache_has_the_models_shape_and_dtype(tiny_config):
-    cache = cache_lib.init_cache(tiny_config, 3, 10)
+    cache = init_cache(tiny_config, 3, 10)
     assert len(cache.keys) == len(cache.values) == tiny_config.num_layers
     assert cache.keys[0][0].shape == (3, 2, 8, 64)
     assert cache.values[0][0].shape == (3, 2, 64, 8)
     assert cache.keys[0][0].dtype == tiny_config.compute_dtype
     assert cache.capacity == 64
-    narrow = cache_lib.init_cache(tiny_config, 3, 10, "bfloat16")
+    narrow = init_cache(tiny_config, 3, 10, "bfloat16")
     assert narrow.values[1][0].dtype == jnp.bfloat16
 
 
@@ -65,51 +69,40 @@ def test_pieces_double_and_end_at_chunks(capacity, chunk_size, expected):
 
 @AXES
 @pytest.mark.parametrize("num_tokens", [1, 16, 64, 150])
-def test_recent_tokens_go_behind_each_row_whatever_the_piece(
-    tiny_config, axis, num_tokens
+@pytest.mark.parametrize("put", [cache_lib.put_windows, cache_lib.scatter_tokens])
+def test_new_tokens_go_to_their_slots_whatever_the_piece(
+    tiny_config, axis, num_tokens, put
 ):
-    cache = all_numbered(cache_lib.init_cache(tiny_config, 6, 700))
-    # Inside of a piece, across one or more edges, up to and over the end.
+    cache = init_cache(tiny_config, 6, 700)
+    pieces = numbered(pieces_of(cache, axis), 704, axis)
+    # Inside of a piece, across one or more edges, up to the end and over it.
     slots_B = np.array([0, 100, 250, 450, 704 - num_tokens, 700])
-    cache = dataclasses.replace(cache, lengths_B=jnp.asarray(slots_B))
-    recent = cache_lib.init_recent(cache, num_tokens)
-    shape = (6, 2, num_tokens, 8)
-    new_BKTH = jax.random.normal(jax.random.key(0), shape)
-    recent = dataclasses.replace(
-        recent,
-        keys=(new_BKTH.swapaxes(2, 3),) * tiny_config.num_layers,
-        values=(new_BKTH,) * tiny_config.num_layers,
-    )
-    num_B = jnp.array([1, 0, num_tokens, 1, num_tokens, 1])
-    kept = jax.jit(cache_lib.keep_recent)(cache, recent, num_B)
-    np.testing.assert_array_equal(kept.lengths_B, slots_B + num_B)
-    for layer in range(tiny_config.num_layers):
-        expected = joined(pieces_of(cache, axis, layer), axis).copy()
-        for row, slot in enumerate(slots_B):
-            end = min(slot + num_tokens, 704)
-            expected[row, :, slot:end] = new_BKTH[row, :, : end - slot]
-        written = joined(pieces_of(kept, axis, layer), axis)
-        np.testing.assert_array_equal(written, expected)
+    new_BKTH = jax.random.normal(jax.random.key(0), (6, 2, num_tokens, 8))
+    new = jnp.moveaxis(new_BKTH, 2, axis)
+    written = jax.jit(put, static_argnums=3)(pieces, new, jnp.asarray(slots_B), axis)
+    expected = joined(pieces, axis).copy()
+    for row, slot in enumerate(slots_B):
+        end = min(slot + num_tokens, 704)
+        expected[row, :, slot:end] = new_BKTH[row, :, : end - slot]
+    np.testing.assert_array_equal(joined(written, axis), expected)
 
 
 @AXES
 def test_each_recent_token_takes_the_next_place(tiny_config, axis):
-    cache = cache_lib.init_cache(tiny_config, 3, 64)
+    cache = init_cache(tiny_config, 3, 64)
     recent = cache_lib.init_recent(cache, 2)
-    layers = recent.keys if axis == cache_lib.KEYS else recent.values
+    layers = recent.keys if axis == 3 else recent.values
     new_BKH = jax.random.normal(jax.random.key(0), (2, 3, 2, 8))
     put = jax.jit(cache_lib.put_newest, static_argnums=3)
     written = put(layers[0], new_BKH[0], jnp.int32(0), axis)
     written = put(written, new_BKH[1], jnp.int32(1), axis)
-    np.testing.assert_array_equal(
-        np.moveaxis(written, axis, 0), np.asarray(new_BKH)
-    )
+    np.testing.assert_array_equal(np.moveaxis(written, axis, 0), np.asarray(new_BKH))
 
 
 @AXES
 @pytest.mark.parametrize("start", [0, 192, 256, 448, 640])
 def test_a_chunk_goes_to_one_row_and_nowhere_else(tiny_config, start, axis):
-    cache = cache_lib.init_cache(tiny_config, 3, 700, chunk_size=64)
+    cache = init_cache(tiny_config, 3, 700, chunk_size=64)
     pieces = numbered(pieces_of(cache, axis), cache.capacity, axis)
     new = jnp.moveaxis(jnp.full((1, 2, 64, 8), -1.0), 2, axis)
     put = jax.jit(cache_lib.put_chunk, static_argnums=4)
@@ -122,7 +115,7 @@ def test_a_chunk_goes_to_one_row_and_nowhere_else(tiny_config, start, axis):
 @AXES
 @pytest.mark.parametrize("num_tokens", [0, 1, 256, 300, 512])
 def test_a_prefix_is_copied_and_the_source_stays(tiny_config, num_tokens, axis):
-    cache = all_numbered(cache_lib.init_cache(tiny_config, 3, 700))
+    cache = all_numbered(init_cache(tiny_config, 3, 700))
     copy = jax.jit(cache_lib.copy_prefix)
     copied = copy(cache, jnp.int32(2), jnp.int32(0), jnp.int32(num_tokens))
     for layer in range(tiny_config.num_layers):
@@ -140,10 +133,10 @@ def test_a_prefix_is_copied_and_the_source_stays(tiny_config, num_tokens, axis):
 
 @AXES
 def test_a_cache_grows_around_what_it_holds(tiny_config, axis):
-    cache = all_numbered(cache_lib.init_cache(tiny_config, 2, 320))
+    cache = all_numbered(init_cache(tiny_config, 2, 320))
     grown = cache_lib.grow(cache, 1100)
     assert grown.capacity == 1152
-    empty = cache_lib.init_cache(tiny_config, 2, 1100)
+    empty = init_cache(tiny_config, 2, 1100)
     assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, empty)
     np.testing.assert_array_equal(
         joined(pieces_of(grown, axis, 1), axis)[:, :, :320],

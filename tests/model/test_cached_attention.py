@@ -55,7 +55,7 @@ def attend(q_BKGH, cache, lengths, live=None):
     places_BR = np.minimum(in_cache_B[:, None] + places_BR, lengths[:, None] - 1)
     recent_k, recent_v = (x_BKSH[rows_B1, :, places_BR] for x_BKSH in joined(cache))
     return np.asarray(
-        jax.jit(attend_tokens)(
+        jax.jit(attend_tokens, static_argnames="key_axis")(
             q_BKGH,
             *cache,
             jnp.asarray(in_cache_B, jnp.int32),
@@ -63,6 +63,7 @@ def attend(q_BKGH, cache, lengths, live=None):
             recent_v.transpose(0, 2, 1, 3),
             jnp.int32(NUM_RECENT - 1),
             end=jnp.int32((in_cache_B * is_live).max()),
+            key_axis=3,
         )
     )
 
@@ -89,8 +90,8 @@ def test_a_chunk_attends_causally_to_its_row(end):
     q_TKGH = jax.random.normal(jax.random.key(2), (num_tokens, 2, 3, 4))
     q_1KMH = q_TKGH.transpose(1, 2, 0, 3).reshape(1, 2, 3 * num_tokens, 4)
     last_M = jnp.tile(jnp.arange(end - num_tokens, end), 3)
-    out_1KMH = jax.jit(attend_chunk)(
-        q_1KMH, *cache, last_M, end=jnp.int32(end), row=jnp.int32(row)
+    out_1KMH = jax.jit(attend_chunk, static_argnames="key_axis")(
+        q_1KMH, *cache, last_M, end=jnp.int32(end), row=jnp.int32(row), key_axis=3
     )
     out_TKGH = out_1KMH.reshape(2, 3, num_tokens, 4).transpose(2, 0, 1, 3)
     k_KSH, v_KSH = (x_BKSH[row, :, :end] for x_BKSH in joined(cache))

@@ -125,15 +125,18 @@ def test_exported_folder_continues_with_the_same_64_tokens(tmp_path):
     is_live_B = jnp.array([True, True])
 
     @jax.jit
-    def step(tokens_B, cache):
-        hidden_BD, cache = decoder.decode_tokens(
-            cfg, weights, cache, tokens_B, is_live_B
+    def step(tokens_B, cache, recent):
+        hidden_BD, recent = decoder.decode_tokens(
+            cfg, weights, cache, recent, tokens_B, is_live_B
         )
-        return jnp.argmax(decoder.unembed(weights, hidden_BD), axis=-1), cache
+        return jnp.argmax(decoder.unembed(weights, hidden_BD), axis=-1), recent
 
     tokens = [prompt_BT[:, 8]]
-    for _ in range(64):
-        next_B, cache = step(jnp.asarray(tokens[-1]), cache)
-        tokens.append(np.asarray(next_B))
+    for _ in range(4):
+        recent = cache_lib.init_recent(cache, 16)
+        for _ in range(16):
+            next_B, recent = step(jnp.asarray(tokens[-1]), cache, recent)
+            tokens.append(np.asarray(next_B))
+        cache = cache_lib.keep_recent(cache, recent, jnp.array([16, 16]))
     reply_BT = np.stack(tokens[1:], axis=1)
     np.testing.assert_array_equal(reply_BT, expected_BT[:, 9:])
