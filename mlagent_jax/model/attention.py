@@ -3,11 +3,9 @@
 `attend_within` is what training and scoring use: causal within each segment. The
 sampler's attention is in `cached_attention`. The implementation has a name:
 
-- "blocked": plain XLA in a loop over (row, key/value head), queries in blocks that
-  skip the keys after them and, in long rows, those of earlier sequences. The query
-  group of a head is folded into rows, so every product is one large matrix product,
-  which is what XLA's CPU backend does well (3-4 times faster than a batched einsum
-  there), and no (B, N, T, S) array exists.
+- "blocked": plain XLA, queries in blocks that skip the keys after them and those of
+  earlier sequences, as many rows at once as their scores stay small, see
+  `packed_attention`; no (B, N, T, S) array exists.
 - "splash": JAX's Splash kernel for TPU, see `splash`.
 - "cudnn": `jax.nn.dot_product_attention` through cuDNN's fused kernels, for GPU in
   a half precision; stores the mask of each row, (B, T, S), but no scores.
@@ -27,13 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mlagent_jax.model.packed_attention import NUM_BLOCKS, attend_block, attend_row
+from mlagent_jax.model.packed_attention import attend_rows, num_blocks
 from mlagent_jax.model.splash import attend_splash
 
 Implementation = Literal["auto", "blocked", "xla", "splash", "cudnn"]
 
-_MIN_BLOCK = 96
-_MIN_PACKED = 256  # shorter rows are not worth a choice of keys
+_MOST_SCORES = 1 << 21  # of a block of queries, all rows that go together
 
 
 def attend_within(
@@ -93,46 +90,32 @@ def _blocked(
     # Ties the mask to the queries. Else the scan over layers finds that the masks
     # of all rows depend on no layer, and stores them: (B, N, T, T) booleans.
     q_BTNH, segment_ids_BT = jax.lax.optimization_barrier((q_BTNH, segment_ids_BT))
-    q_BKGTH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
-    k_RTH = k_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H)
-    v_RTH = v_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H)
-    segment_ids_RT = jnp.repeat(segment_ids_BT, K, axis=0)
-    attend = _attend_packed_row if T >= _MIN_PACKED else _attend_short_row
-    out_RGTH = jax.lax.map(
-        lambda row: attend(*row),
-        (q_BKGTH.reshape(B * K, G, T, H), k_RTH, v_RTH, segment_ids_RT),
+    num = num_blocks(T)
+    pad = (0, -T % num)
+    padded = T + pad[1]
+
+    def split(x: jax.Array) -> jax.Array:
+        """Returns (groups, rows of a group, ..., T padded, H) of (B*K, ..., T, H)."""
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [pad, (0, 0)])
+        return x.reshape(-1, num_rows, *x.shape[1:])
+
+    num_rows = _rows_together(B * K, G * (padded // num) * padded)
+    q_RGTH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
+    ids_RT1 = jnp.repeat(segment_ids_BT, K, axis=0)[..., None]
+    out_CRGTH = jax.lax.map(
+        lambda group: attend_rows(*group[:3], group[3][..., 0]),
+        (
+            split(q_RGTH.reshape(B * K, G, T, H)),
+            split(k_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H)),
+            split(v_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H)),
+            split(ids_RT1),
+        ),
     )
-    out_BKGTH = out_RGTH.reshape(B, K, G, T, H)
+    out_BKGTH = out_CRGTH.reshape(B, K, G, padded, H)[:, :, :, :T]
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def _attend_packed_row(
-    q_GTH: jax.Array, k_TH: jax.Array, v_TH: jax.Array, segment_ids_T: jax.Array
-) -> jax.Array:
-    T = len(k_TH)
-    pad = (0, -T % NUM_BLOCKS)
-    out_GTH: jax.Array = attend_row(
-        jnp.pad(q_GTH, ((0, 0), pad, (0, 0))),
-        jnp.pad(k_TH, (pad, (0, 0))),
-        jnp.pad(v_TH, (pad, (0, 0))),
-        jnp.pad(segment_ids_T, pad),
-    )
-    return out_GTH[:, :T]
-
-
-# Recomputing a row in the backward pass is cheaper than storing its scores.
-@jax.checkpoint
-def _attend_short_row(
-    q_GTH: jax.Array, k_TH: jax.Array, v_TH: jax.Array, segment_ids_T: jax.Array
-) -> jax.Array:
-    T = len(k_TH)
-    size = max(_MIN_BLOCK, -(-T // NUM_BLOCKS))
-    blocks: list[jax.Array] = []
-    for start in range(0, T, size):
-        end = min(start + size, T)
-        is_causal_TS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
-        is_same_TS = segment_ids_T[start:end, None] == segment_ids_T[:end]
-        mask_TS = is_causal_TS & is_same_TS
-        out_GTH, _ = attend_block(q_GTH[:, start:end], k_TH[:end], v_TH[:end], mask_TS)
-        blocks.append(out_GTH)
-    return jnp.concatenate(blocks, axis=1)
+def _rows_together(num_rows: int, scores_per_row: int) -> int:
+    """Returns the most rows, a divisor of `num_rows`, whose scores are few enough."""
+    most = max(1, _MOST_SCORES // scores_per_row)
+    return max(n for n in range(1, num_rows + 1) if num_rows % n == 0 and n <= most)

@@ -296,16 +296,23 @@ def put_chunk(
       start: int32 scalar, a multiple of T = `chunk_size`.
       axis: of the positions.
     """
-    new = new.astype(pieces[0].dtype)
+    T = new.shape[axis]
+    new = jnp.expand_dims(new.astype(pieces[0].dtype), axis)
     written: list[jax.Array] = []
     # Pieces elsewhere are written too, with what they hold: a branch might copy them.
     for piece, first in zip(pieces, piece_starts(pieces, axis), strict=True):
-        is_here = (start >= first) & (start < first + piece.shape[axis])
-        place: list[jax.Array | int] = [row, 0, 0, 0]
-        place[axis] = jnp.where(is_here, start - first, 0)
-        old = jax.lax.dynamic_slice(piece, place, new.shape)
+        U = piece.shape[axis]
+        # With an axis of chunks: a TPU lays an array out anew to cut it at a place
+        # that need not be a multiple of its tiles.
+        shape = (*piece.shape[:axis], U // T, T, *piece.shape[axis + 1 :])
+        chunks = piece.reshape(shape)
+        is_here = (start >= first) & (start < first + U)
+        place: list[jax.Array | int] = [row, 0, 0, 0, 0]
+        place[axis] = jnp.where(is_here, (start - first) // T, 0)
+        old = jax.lax.dynamic_slice(chunks, place, new.shape)
         chunk = jnp.where(is_here, new, old)
-        written.append(jax.lax.dynamic_update_slice(piece, chunk, place))
+        chunks = jax.lax.dynamic_update_slice(chunks, chunk, place)
+        written.append(chunks.reshape(piece.shape))
     return tuple(written)
 
 

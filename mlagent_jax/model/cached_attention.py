@@ -134,7 +134,7 @@ def _add_piece(
     key_axis: int,
 ) -> _Carry:
     """Returns the sums with the part of a piece before `end`, block by block."""
-    _, K, length, H = v_CKUH.shape
+    length = v_CKUH.shape[VALUE_AXIS]
     U = min(_BLOCK, length)
 
     def add(block: jax.Array, carry: _Carry) -> _Carry:
@@ -142,9 +142,16 @@ def _add_piece(
         first = jnp.minimum(block * U, length - U)
 
         def cut(x: jax.Array, axis: int) -> jax.Array:
-            place, shape = [row, 0, 0, 0], [1, K, H, H]
-            place[axis], shape[axis] = first, U
-            return jax.lax.dynamic_slice(x, place, shape)
+            place = [row, 0, 0, 0]
+            if length % U == 0:  # as an axis of blocks, see `cache.put_chunk`
+                place.insert(axis, block)
+                shape = (*x.shape[:axis], length // U, U, *x.shape[axis + 1 :])
+                sizes = (1, *shape[1:axis], 1, *shape[axis + 1 :])
+                one = jax.lax.dynamic_slice(x.reshape(shape), place, sizes)
+                return jnp.squeeze(one, axis)
+            place[axis] = first
+            sizes = (1, *x.shape[1:axis], U, *x.shape[axis + 1 :])
+            return jax.lax.dynamic_slice(x, place, sizes)
 
         return _add_block(
             carry,

@@ -1,11 +1,16 @@
-"""Attention of one long row that may hold many sequences, for XLA's CPU backend.
+"""Attention within the sequences of long rows, for XLA's CPU backend.
 
 A block of queries meets the keys from the start of its first sequence to its own
 end, rounded up to one of a few widths: what the program does follows the packing,
 though its shapes do not. The loop over blocks compiles each width once.
 
-Axes: T tokens of a row, Q queries of a block, S keys of a window, G query heads of
-one key/value head, H head width, R = G*Q.
+Several rows go side by side: a product over a batch of them keeps all cores busy,
+where one row's is too small to share. They meet the widest window that one of them
+needs. No factor of a product is turned in it: XLA reaches half of its speed then.
+
+Axes: R rows (each one key/value head of a row of the batch), T their tokens, Q
+queries of a block, S keys of a window, G query heads of one key/value head, M = G*Q,
+H head width.
 """
 
 from collections.abc import Callable
@@ -15,7 +20,8 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-NUM_BLOCKS = 8
+_MOST_BLOCKS = 8
+_LEAST_QUERIES = 64
 _WIDTHS = (1, 2, 3, 4, 6, 8)  # of a window of keys, in blocks
 _MASKED = -1e30  # Finite, so that a fully masked row gives no NaN.
 
@@ -24,34 +30,16 @@ _Totals = tuple[jax.Array, jax.Array]
 _Result = TypeVar("_Result")
 
 
-def attend_block(
-    q_GQH: jax.Array, k_SH: jax.Array, v_SH: jax.Array, mask_QS: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns (out_GQH, log_sum_GQ) of some queries and the keys of a window.
-
-    The group of queries is folded into rows, so that both products are plain ones.
-
-    Args:
-      q_GQH: rotated queries.
-      k_SH: rotated keys.
-      v_SH: values.
-      mask_QS: which keys a query attends to.
-    """
-    scores_GQS = _scores(q_GQH, k_SH, mask_QS)
-    max_GQ1 = jax.lax.stop_gradient(jnp.max(scores_GQS, axis=-1, keepdims=True))
-    weights_GQS = jnp.exp(scores_GQS - max_GQ1)
-    sum_GQ1 = jnp.sum(weights_GQS, axis=-1, keepdims=True)
-    # Divided after the product: H numbers a query instead of S.
-    sums_GQH = _product(weights_GQS.astype(v_SH.dtype), v_SH)
-    out_GQH = (sums_GQH / sum_GQ1).astype(v_SH.dtype)
-    return out_GQH, (max_GQ1 + jnp.log(sum_GQ1))[..., 0]
+def num_blocks(num_tokens: int) -> int:
+    """Returns in how many blocks `attend_rows` takes the queries of a row."""
+    return min(_MOST_BLOCKS, -(-num_tokens // _LEAST_QUERIES))
 
 
 @jax.custom_vjp
-def attend_row(
-    q_GTH: jax.Array, k_TH: jax.Array, v_TH: jax.Array, segment_ids_T: jax.Array
+def attend_rows(
+    q_RGTH: jax.Array, k_RTH: jax.Array, v_RTH: jax.Array, segment_ids_RT: jax.Array
 ) -> jax.Array:
-    """Returns out_GTH: causal attention within each sequence of a row.
+    """Returns out_RGTH: causal attention within each sequence of a row.
 
     The backward pass recomputes the scores, which is cheaper than storing them. It
     is written out: the derivative of a `switch` stores for every branch what only
@@ -59,146 +47,187 @@ def attend_row(
     comes back in one step.
 
     Args:
-      q_GTH: rotated queries; `NUM_BLOCKS` divides T.
-      k_TH: rotated keys.
-      v_TH: values.
-      segment_ids_T: sequences follow each other and have different ids.
+      q_RGTH: rotated queries; `num_blocks(T)` divides T.
+      k_RTH: rotated keys.
+      v_RTH: values.
+      segment_ids_RT: sequences follow each other and have different ids.
     """
-    return _attend_row(q_GTH, k_TH, v_TH, segment_ids_T)[0]
+    return _attend_rows(q_RGTH, k_RTH, v_RTH, segment_ids_RT)[0]
 
 
-def _attend_row(
-    q_GTH: jax.Array, k_TH: jax.Array, v_TH: jax.Array, segment_ids_T: jax.Array
+def _attend_rows(
+    q_RGTH: jax.Array, k_RTH: jax.Array, v_RTH: jax.Array, segment_ids_RT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (out_GTH, log_sum_GT)."""
-    size = q_GTH.shape[1] // NUM_BLOCKS
+    """Returns (out_RGTH, log_sum_RGT)."""
+    num, size = _blocks_of(q_RGTH)
+    k_RHT = k_RTH.swapaxes(1, 2)
 
     def attend(start: jax.Array) -> tuple[jax.Array, jax.Array]:
         def attend_width(width: int) -> tuple[jax.Array, jax.Array]:
-            return attend_block(
-                _cut(q_GTH, start, size),
-                *_windows(k_TH, v_TH, start, size, width),
-                _mask(segment_ids_T, start, size, width),
+            first = _first_key(start, size, width)
+            return _attend_block(
+                _cut(q_RGTH, start, size, axis=2),
+                _cut(k_RHT, first, width, axis=2),
+                _cut(v_RTH, first, width, axis=1),
+                _mask(segment_ids_RT, start, size, width),
             )
 
-        return _switch_width(attend_width, segment_ids_T, start, size)
+        return _switch_width(attend_width, segment_ids_RT, start, size)
 
-    out_CGQH, log_sum_CGQ = jax.lax.map(attend, jnp.arange(NUM_BLOCKS) * size)
-    return _join(out_CGQH), _join(log_sum_CGQ)
+    out_CRGQH, log_sum_CRGQ = jax.lax.map(attend, jnp.arange(num) * size)
+    return _join(out_CRGQH), _join(log_sum_CRGQ)
+
+
+def _attend_block(
+    q_RGQH: jax.Array, k_RHS: jax.Array, v_RSH: jax.Array, mask_RQS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (out_RGQH, log_sum_RGQ) of some queries and the keys of a window."""
+    scores_RGQS = _scores(q_RGQH, k_RHS, mask_RQS)
+    max_RGQ1 = jnp.max(scores_RGQS, axis=-1, keepdims=True)
+    weights_RGQS = jnp.exp(scores_RGQS - max_RGQ1)
+    sum_RGQ1 = jnp.sum(weights_RGQS, axis=-1, keepdims=True)
+    # Divided after the product: H numbers a query instead of S.
+    sums_RGQH = _product(weights_RGQS.astype(v_RSH.dtype), v_RSH)
+    out_RGQH = (sums_RGQH / sum_RGQ1).astype(v_RSH.dtype)
+    return out_RGQH, (max_RGQ1 + jnp.log(sum_RGQ1))[..., 0]
 
 
 def _forward(
-    q_GTH: jax.Array, k_TH: jax.Array, v_TH: jax.Array, segment_ids_T: jax.Array
+    q_RGTH: jax.Array, k_RTH: jax.Array, v_RTH: jax.Array, segment_ids_RT: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    inputs = q_GTH, k_TH, v_TH, segment_ids_T
-    out_GTH, log_sum_GT = _attend_row(*inputs)
-    return out_GTH, (*inputs, out_GTH, log_sum_GT)
+    inputs = q_RGTH, k_RTH, v_RTH, segment_ids_RT
+    out_RGTH, log_sum_RGT = _attend_rows(*inputs)
+    return out_RGTH, (*inputs, out_RGTH, log_sum_RGT)
 
 
 def _backward(
-    residuals: tuple[jax.Array, ...], out_grad_GTH: jax.Array
+    residuals: tuple[jax.Array, ...], out_grad_RGTH: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q_GTH, k_TH, v_TH, segment_ids_T, out_GTH, log_sum_GT = residuals
-    size = q_GTH.shape[1] // NUM_BLOCKS
+    q_RGTH, k_RTH, v_RTH, segment_ids_RT, out_RGTH, log_sum_RGT = residuals
+    num, size = _blocks_of(q_RGTH)
+    k_RHT, v_RHT = k_RTH.swapaxes(1, 2), v_RTH.swapaxes(1, 2)
     # What all weights of a query have in common in the gradient of a softmax.
-    shared_GT = jnp.sum(
-        out_grad_GTH.astype(jnp.float32) * out_GTH.astype(jnp.float32), axis=-1
+    shared_RGT = jnp.sum(
+        out_grad_RGTH.astype(jnp.float32) * out_RGTH.astype(jnp.float32), axis=-1
     )
+
+    zeros_RHT = jnp.zeros_like(k_RHT)
 
     def pull_back(totals: _Totals, start: jax.Array) -> tuple[_Totals, jax.Array]:
         def pull_back_width(width: int) -> tuple[_Totals, jax.Array]:
-            q_grad_GQH, *parts = _pull_back_block(
-                _cut(q_GTH, start, size),
-                *_windows(k_TH, v_TH, start, size, width),
-                _mask(segment_ids_T, start, size, width),
-                _cut(log_sum_GT, start, size),
-                _cut(out_grad_GTH, start, size),
-                _cut(shared_GT, start, size),
-            )
             first = _first_key(start, size, width)
-            k_total_HT, v_total_HT = (
-                jax.lax.dynamic_update_slice_in_dim(
-                    total_HT,
-                    part_HS
-                    + jax.lax.dynamic_slice_in_dim(total_HT, first, width, axis=1),
-                    first,
-                    axis=1,
-                )
-                for total_HT, part_HS in zip(totals, parts, strict=True)
+            q_grad_RGQH, *parts = _pull_back_block(
+                _cut(q_RGTH, start, size, axis=2),
+                _cut(k_RHT, first, width, axis=2),
+                _cut(v_RHT, first, width, axis=2),
+                _cut(k_RTH, first, width, axis=1),
+                _mask(segment_ids_RT, start, size, width),
+                _cut(log_sum_RGT, start, size, axis=2),
+                _cut(out_grad_RGTH, start, size, axis=2),
+                _cut(shared_RGT, start, size, axis=2),
             )
-            return (k_total_HT, v_total_HT), q_grad_GQH
+            k_part_RHT, v_part_RHT = (
+                jax.lax.dynamic_update_slice_in_dim(zeros_RHT, part_RHS, first, axis=2)
+                for part_RHS in parts
+            )
+            return (k_part_RHT, v_part_RHT), q_grad_RGQH
 
-        return _switch_width(pull_back_width, segment_ids_T, start, size)
+        parts, q_grad_RGQH = _switch_width(pull_back_width, segment_ids_RT, start, size)
+        return jax.tree.map(jnp.add, totals, parts), q_grad_RGQH
 
-    (k_grad_HT, v_grad_HT), q_grad_CGQH = jax.lax.scan(
+    (k_grad_RHT, v_grad_RHT), q_grad_CRGQH = jax.lax.scan(
         pull_back,
-        (jnp.zeros_like(k_TH.T), jnp.zeros_like(v_TH.T)),
-        jnp.arange(NUM_BLOCKS) * size,
+        (zeros_RHT, zeros_RHT),
+        jnp.arange(num) * size,
     )
-    return _join(q_grad_CGQH), k_grad_HT.T, v_grad_HT.T, None
+    k_grad_RTH, v_grad_RTH = k_grad_RHT.swapaxes(1, 2), v_grad_RHT.swapaxes(1, 2)
+    return _join(q_grad_CRGQH), k_grad_RTH, v_grad_RTH, None
 
 
-attend_row.defvjp(_forward, _backward)
+attend_rows.defvjp(_forward, _backward)
 
 
 def _pull_back_block(
-    q_GQH: jax.Array,
-    k_SH: jax.Array,
-    v_SH: jax.Array,
-    mask_QS: jax.Array,
-    log_sum_GQ: jax.Array,
-    out_grad_GQH: jax.Array,
-    shared_GQ: jax.Array,
+    q_RGQH: jax.Array,
+    k_RHS: jax.Array,
+    v_RHS: jax.Array,
+    k_RSH: jax.Array,
+    mask_RQS: jax.Array,
+    log_sum_RGQ: jax.Array,
+    out_grad_RGQH: jax.Array,
+    shared_RGQ: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the gradients (q_GQH, k_HS, v_HS) of `attend_block`'s output.
+    """Returns the gradients (q_RGQH, k_RHS, v_RHS) of `_attend_block`'s output.
 
     With weights P = exp(scores - log_sum) and D = out_grad: v' = P^T D,
     scores' = P * (D v^T - shared), q' = scores' k, k' = scores'^T q, the last two
-    scaled as the scores are. Keys and values come out transposed: turning the large
-    factor of a product instead nearly halves its speed.
+    scaled as the scores are. Keys and values come out transposed, so that the large
+    factor of a product is not turned.
     """
-    H = q_GQH.shape[-1]
-    weights_GQS = jnp.exp(_scores(q_GQH, k_SH, mask_QS) - log_sum_GQ[..., None])
-    pull_GQS = _product(out_grad_GQH, v_SH.T) - shared_GQ[..., None]
-    scores_grad_GQS = (weights_GQS * pull_GQS * H**-0.5).astype(q_GQH.dtype)
-    scores_grad_RS = scores_grad_GQS.reshape(-1, len(k_SH))
-    weights_RS = weights_GQS.astype(v_SH.dtype).reshape(-1, len(v_SH))
+    H = q_RGQH.shape[-1]
+    weights_RGQS = jnp.exp(_scores(q_RGQH, k_RHS, mask_RQS) - log_sum_RGQ[..., None])
+    pull_RGQS = _product(out_grad_RGQH, v_RHS) - shared_RGQ[..., None]
+    scores_grad_RGQS = (weights_RGQS * pull_RGQS * H**-0.5).astype(q_RGQH.dtype)
     return (
-        (scores_grad_RS @ k_SH).reshape(q_GQH.shape),
-        q_GQH.reshape(-1, H).T @ scores_grad_RS,
-        out_grad_GQH.reshape(-1, H).T @ weights_RS,
+        _product(scores_grad_RGQS, k_RSH).astype(q_RGQH.dtype),
+        _product_over_queries(q_RGQH, scores_grad_RGQS),
+        _product_over_queries(out_grad_RGQH, weights_RGQS.astype(v_RHS.dtype)),
     )
 
 
-def _scores(q_GQH: jax.Array, k_SH: jax.Array, mask_QS: jax.Array) -> jax.Array:
-    scores_GQS = _product(q_GQH, k_SH.T) * q_GQH.shape[-1] ** -0.5
-    return jnp.where(mask_QS, scores_GQS, _MASKED)
+def _scores(q_RGQH: jax.Array, k_RHS: jax.Array, mask_RQS: jax.Array) -> jax.Array:
+    scores_RGQS = _product(q_RGQH, k_RHS) * q_RGQH.shape[-1] ** -0.5
+    return jnp.where(mask_RQS[:, None], scores_RGQS, _MASKED)
 
 
-def _product(a_GQX: jax.Array, b_XY: jax.Array) -> jax.Array:
-    """Returns float32 product_GQY."""
-    G, Q, X = a_GQX.shape
-    product_RY = jnp.dot(
-        a_GQX.reshape(G * Q, X), b_XY, preferred_element_type=jnp.float32
+def _product(a_RGQX: jax.Array, b_RXY: jax.Array) -> jax.Array:
+    """Returns float32 product_RGQY; the group of queries is folded into rows."""
+    R, G, Q, X = a_RGQX.shape
+    product_RMY = jnp.einsum(
+        "RMX,RXY->RMY",
+        a_RGQX.reshape(R, G * Q, X),
+        b_RXY,
+        preferred_element_type=jnp.float32,
     )
-    return product_RY.reshape(G, Q, -1)
+    return product_RMY.reshape(R, G, Q, -1)
 
 
-def _join(x_CGQ: jax.Array) -> jax.Array:
-    """Returns x_GT...: the blocks of queries one after the other."""
-    G = x_CGQ.shape[1]
-    return x_CGQ.swapaxes(0, 1).reshape(G, -1, *x_CGQ.shape[3:])
+def _product_over_queries(a_RGQH: jax.Array, b_RGQS: jax.Array) -> jax.Array:
+    """Returns product_RHS in the factors' dtype."""
+    R, G, Q, H = a_RGQH.shape
+    # Turned here: H is small. As a product of its own XLA would turn `b`.
+    a_RHM = a_RGQH.reshape(R, G * Q, H).swapaxes(1, 2)
+    return jnp.einsum("RHM,RMS->RHS", a_RHM, b_RGQS.reshape(R, G * Q, -1))
+
+
+def _blocks_of(q_RGTH: jax.Array) -> tuple[int, int]:
+    """Returns (how many blocks, queries of each)."""
+    num_tokens = q_RGTH.shape[2]
+    num = num_blocks(num_tokens)
+    return num, num_tokens // num
+
+
+def _join(x_CRGQ: jax.Array) -> jax.Array:
+    """Returns x_RGT...: the blocks of queries one after the other."""
+    x_RGCQ = jnp.moveaxis(x_CRGQ, 0, 2)
+    R, G = x_RGCQ.shape[:2]
+    return x_RGCQ.reshape(R, G, -1, *x_RGCQ.shape[4:])
 
 
 def _switch_width(
-    run: Callable[[int], _Result], segment_ids_T: jax.Array, start: jax.Array, size: int
+    run: Callable[[int], _Result],
+    segment_ids_RT: jax.Array,
+    start: jax.Array,
+    size: int,
 ) -> _Result:
     """Returns `run(width)` of the smallest width that reaches all keys of a block."""
-    first_key = jnp.argmax(segment_ids_T == segment_ids_T[start])
+    num = segment_ids_RT.shape[1] // size
+    widths = [width for width in _WIDTHS if width < num] + [num]
+    ids_R1 = _cut(segment_ids_RT, start, 1, axis=1)
+    first_key = jnp.min(jnp.argmax(segment_ids_RT == ids_R1, axis=1))
     num_keys = start + size - first_key
-    choice = jnp.sum(num_keys > size * jnp.array(_WIDTHS))
-    branches = [partial(run, width * size) for width in _WIDTHS]
-    return jax.lax.switch(choice, branches)
+    choice = jnp.sum(num_keys > size * jnp.array(widths))
+    return jax.lax.switch(choice, [partial(run, width * size) for width in widths])
 
 
 def _first_key(start: jax.Array, size: int, width: int) -> jax.Array:
@@ -206,28 +235,17 @@ def _first_key(start: jax.Array, size: int, width: int) -> jax.Array:
     return jnp.maximum(start + size - width, 0)
 
 
-def _cut(x_GT: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    """Returns x_GQ...: what belongs to the queries of a block."""
-    return jax.lax.dynamic_slice_in_dim(x_GT, start, size, axis=1)
-
-
-def _windows(
-    k_TH: jax.Array, v_TH: jax.Array, start: jax.Array, size: int, width: int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns (k_SH, v_SH) of the window that ends with a block."""
-    first = _first_key(start, size, width)
-    return (
-        jax.lax.dynamic_slice_in_dim(k_TH, first, width),
-        jax.lax.dynamic_slice_in_dim(v_TH, first, width),
-    )
+def _cut(x: jax.Array, start: jax.Array, size: int, axis: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
 
 def _mask(
-    segment_ids_T: jax.Array, start: jax.Array, size: int, width: int
+    segment_ids_RT: jax.Array, start: jax.Array, size: int, width: int
 ) -> jax.Array:
-    """Returns mask_QS: the own segment, up to the query itself."""
+    """Returns mask_RQS: the own segment, up to the query itself."""
     first = _first_key(start, size, width)
     places_Q, places_S = start + jnp.arange(size), first + jnp.arange(width)
-    ids_Q = jax.lax.dynamic_slice_in_dim(segment_ids_T, start, size)
-    ids_S = jax.lax.dynamic_slice_in_dim(segment_ids_T, first, width)
-    return (places_Q[:, None] >= places_S) & (ids_Q[:, None] == ids_S)
+    ids_RQ = _cut(segment_ids_RT, start, size, axis=1)
+    ids_RS = _cut(segment_ids_RT, first, width, axis=1)
+    is_before_QS = places_Q[:, None] >= places_S
+    return is_before_QS & (ids_RQ[:, :, None] == ids_RS[:, None, :])
