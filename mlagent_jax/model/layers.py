@@ -200,10 +200,21 @@ def rope_tables(
     positions_BT: jax.Array, head_dim: int, theta: float
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (cos_BTH, sin_BTH) in float32 for Qwen's rotate-half convention."""
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles_BTh = positions_BT[..., None].astype(jnp.float32) / theta**exponents
-    angles_BTH = jnp.concatenate([angles_BTh, angles_BTh], axis=-1)
-    return jnp.cos(angles_BTH), jnp.sin(angles_BTH)
+
+    def tables(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+        angles = positions[..., None].astype(jnp.float32) / theta**exponents
+        angles = jnp.concatenate([angles, angles], axis=-1)
+        return jnp.cos(angles), jnp.sin(angles)
+
+    if positions_BT.shape[1] == 1:
+        return tables(positions_BT)
+    # In a loop over rows on CPU: what XLA can fuse there with the rotation of a head,
+    # it computes for each head and layer anew, and a barrier does not keep it apart.
+    tables_BTH: tuple[jax.Array, jax.Array] = jax.lax.platform_dependent(
+        positions_BT, cpu=lambda x_BT: jax.lax.map(tables, x_BT), default=tables
+    )
+    return tables_BTH
 
 
 def apply_rope(x_BTNH: jax.Array, rope_BTH: tuple[jax.Array, jax.Array]) -> jax.Array:
