@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 
 import jax
@@ -120,9 +121,30 @@ def test_no_array_of_all_logits_exists(tiny_config, tiny_params):
     assert f"<2x{chunk_size}x{vocab_size}xf32>" in text
     assert f"x{num_tokens}x{vocab_size}xf32>" not in text
     assert f"<{num_tokens // chunk_size}x2x{chunk_size}x{vocab_size}xf32>" not in text
-    # Nor one of all attention scores or masks: at most those of one row and head.
-    assert f"<2x{num_tokens}x{num_tokens}xf32>" in text
-    assert not re.search(rf"x\d+x{num_tokens}x{num_tokens}x(f32|i1)>", text)
+
+
+def test_no_array_of_all_attention_scores_exists(tiny_config, tiny_params):
+    graphdef = qwen2.make_graphdef(tiny_config)
+    num_rows, num_tokens = 4, 4096
+    tokens_BT = jnp.zeros((num_rows, num_tokens), jnp.int32)
+
+    def loss(params):
+        scores = token_logprobs(
+            graphdef, params, tokens_BT, tokens_BT, tokens_BT + 1, chunk_size=8
+        )
+        return jnp.sum(scores.logprobs_BT)
+
+    text = jax.jit(jax.grad(loss)).lower(tiny_params).as_text()
+    shapes = [
+        [int(size) for size in dims.split("x")]
+        for dims in re.findall(r"tensor<([\dx]+)x(?:f32|i1)>", text)
+    ]
+    # The scores of a block of queries and their masks: one head of one row at a time.
+    queries = num_tokens // 8
+    block = tiny_config.num_heads // tiny_config.num_kv_heads * queries * num_tokens
+    with_keys = [math.prod(s) for s in shapes if s[-1] == num_tokens and queries in s]
+    assert max(with_keys) == block
+    assert not any(shape.count(num_tokens) > 1 for shape in shapes)
 
 
 def test_a_temperature_of_zero_is_refused(tiny_config, tiny_params, batch):
