@@ -296,23 +296,48 @@ def put_chunk(
       start: int32 scalar, a multiple of T = `chunk_size`.
       axis: of the positions.
     """
+    new = new.astype(pieces[0].dtype)
+
+    def whole(pieces: Pieces, new: jax.Array) -> Pieces:
+        return _put(pieces, new, row, start, axis)
+
+    def by_chunks(pieces: Pieces, new: jax.Array) -> Pieces:
+        return put_by_chunks(pieces, new, row, start, axis)
+
+    # A CPU copies an array that is seen with another axis.
+    return jax.lax.platform_dependent(pieces, new, cpu=whole, default=by_chunks)
+
+
+def put_by_chunks(
+    pieces: Pieces, new: jax.Array, row: jax.Array, start: jax.Array, axis: int
+) -> Pieces:
+    """The same as `put_chunk`, on pieces with an axis of chunks.
+
+    A TPU lays an array out anew to write at a place that need not be a multiple of
+    its tiles.
+    """
     T = new.shape[axis]
-    new = jnp.expand_dims(new.astype(pieces[0].dtype), axis)
+    split = tuple(
+        piece.reshape(*piece.shape[:axis], -1, T, *piece.shape[axis + 1 :])
+        for piece in pieces
+    )
+    written = _put(split, jnp.expand_dims(new, axis), row, start // T, axis)
+    return tuple(x.reshape(p.shape) for x, p in zip(written, pieces, strict=True))
+
+
+def _put(
+    pieces: Pieces, new: jax.Array, row: jax.Array, start: jax.Array, axis: int
+) -> Pieces:
+    """Returns pieces with `new` in the one that has place `start` along `axis`."""
     written: list[jax.Array] = []
-    # Pieces elsewhere are written too, with what they hold: a branch might copy them.
+    # The others are written too, with what they hold: a branch might copy them.
     for piece, first in zip(pieces, piece_starts(pieces, axis), strict=True):
-        U = piece.shape[axis]
-        # With an axis of chunks: a TPU lays an array out anew to cut it at a place
-        # that need not be a multiple of its tiles.
-        shape = (*piece.shape[:axis], U // T, T, *piece.shape[axis + 1 :])
-        chunks = piece.reshape(shape)
-        is_here = (start >= first) & (start < first + U)
-        place: list[jax.Array | int] = [row, 0, 0, 0, 0]
-        place[axis] = jnp.where(is_here, (start - first) // T, 0)
-        old = jax.lax.dynamic_slice(chunks, place, new.shape)
+        is_here = (start >= first) & (start < first + piece.shape[axis])
+        place: list[jax.Array | int] = [row, *[0] * (piece.ndim - 1)]
+        place[axis] = jnp.where(is_here, start - first, 0)
+        old = jax.lax.dynamic_slice(piece, place, new.shape)
         chunk = jnp.where(is_here, new, old)
-        chunks = jax.lax.dynamic_update_slice(chunks, chunk, place)
-        written.append(chunks.reshape(piece.shape))
+        written.append(jax.lax.dynamic_update_slice(piece, chunk, place))
     return tuple(written)
 
 

@@ -101,11 +101,12 @@ def test_each_recent_token_takes_the_next_place(tiny_config, axis):
 
 @AXES
 @pytest.mark.parametrize("start", [0, 192, 256, 448, 640])
-def test_a_chunk_goes_to_one_row_and_nowhere_else(tiny_config, start, axis):
+@pytest.mark.parametrize("put", [cache_lib.put_chunk, cache_lib.put_by_chunks])
+def test_a_chunk_goes_to_one_row_and_nowhere_else(tiny_config, start, axis, put):
     cache = init_cache(tiny_config, 3, 700, chunk_size=64)
     pieces = numbered(pieces_of(cache, axis), cache.capacity, axis)
     new = jnp.moveaxis(jnp.full((1, 2, 64, 8), -1.0), 2, axis)
-    put = jax.jit(cache_lib.put_chunk, static_argnums=4)
+    put = jax.jit(put, static_argnums=4)
     written = joined(put(pieces, new, jnp.int32(1), jnp.int32(start), axis), axis)
     expected = joined(pieces, axis).copy()
     expected[1, :, start : start + 64] = -1.0
