@@ -9,8 +9,8 @@ step, which took two thirds of a decode step on CPU (BUILD_NOTES.md, "Speed"). W
 one token a row into it at every step costs as well: the newest tokens wait in
 `RecentTokens`, and are written together.
 
-On CPU keys lie with their positions last, (B, K, H, U): products of a few queries with
-keys that lie as values do, (B, K, U, H), take XLA up to five times as long there. A
+On CPU keys lie with their positions last, (B, K, H, U): attention of a few queries to
+keys that lie as values do, (B, K, U, H), takes XLA two to three times as long there. A
 TPU cannot write at a place in the last axis without laying the whole array out anew.
 
 The functions are pure; which sequence sits in which row, and when a row is full, is

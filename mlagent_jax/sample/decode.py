@@ -11,6 +11,8 @@ and key alone, bit for bit, whoever shares the batch:
 - Token t of a request is drawn with `fold_in(key of the request, t)`.
 - A decode step always runs over all rows; those that are finished write garbage
   behind their live positions only.
+- Requests enter between two calls of `decode`, so token t is always as many steps away
+  from the one before which newer tokens were last moved into the cache.
 
 Axes: B rows, T token positions (of a prompt or a reply), R rows to prefill, V
 vocabulary, C tokens of a chunk.
