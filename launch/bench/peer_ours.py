@@ -46,6 +46,7 @@ def make(work: Work, folder: Path) -> dict[str, Call]:
                 temperature=0.0,
                 max_reply_tokens=longest,
                 num_slots=num_slots,
+                prefill_chunk=64,
                 prompt_buckets=(max(map(len, prompts)),),
             ),
             end_ids=end_ids,

@@ -1,13 +1,14 @@
 """Continuous batching: requests in, finished replies out, rows refilled in between.
 
-The engine owns the rows of a `DecodeState`. One `step` admits waiting requests into
-free rows (one device call that prefills them), runs a fixed number of decode steps
-(one device call), and collects what is finished (one transfer). Three programs are
-compiled in all, each once a cache capacity.
+The engine owns the queue and the lanes (`sample.lane`), which own the rows of the
+cache. One `step` gives waiting requests to lanes that are not running, starts those,
+waits for one and collects what is finished there. With one lane that happens in the
+caller's thread; several run in threads, each while the others are collected.
 
-A request whose prompt starts like one that some row still holds, live or not,
-copies that part of the cache; samples of one state pay for one prefill. Replies do
-not depend on any of this: same weights, tokens and seed, same reply, bit for bit.
+A request whose prompt starts like one that some row of its lane still holds, live or
+not, copies that part of the cache; samples of one state pay for one prefill a lane.
+Replies do not depend on any of this: same weights, tokens and seed, same reply, bit
+for bit.
 
 Not for text (policy/local.py) and not for several hosts (parallel/hosts.py).
 """
@@ -16,9 +17,9 @@ import bisect
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -26,8 +27,7 @@ from mlagent_jax.config import SampleConfig
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import qwen2
 from mlagent_jax.model.decoder import DecoderWeights
-from mlagent_jax.sample import decode
-from mlagent_jax.sample.prefixes import PrefixTable
+from mlagent_jax.sample.lane import Lane, PromptRequest, RowOutput, best_num_lanes
 from mlagent_jax.sample.programs import make_programs
 
 Decoder = Callable[[Sequence[int]], str]
@@ -73,13 +73,6 @@ class Counters:
     visits: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    id: str
-    tokens: np.ndarray
-    key_data: tuple[int, int]
-
-
 class Engine:
     """Samples replies to prompts with one set of weights; used from one thread."""
 
@@ -93,6 +86,7 @@ class Engine:
         pad_id: int,
         decode_text: Decoder | None = None,
         mesh: Mesh | None = None,
+        num_lanes: int | None = None,
     ) -> None:
         """Prepares an engine; device memory is taken when the first request runs.
 
@@ -104,9 +98,13 @@ class Engine:
           pad_id: fills prompts.
           decode_text: tokens to text, to find stop strings.
           mesh: devices of this replica; the cache is split over its tensor axis.
+          num_lanes: into how many lanes the rows are cut, a divisor of
+            `cfg.num_slots`; None takes what is fastest here. Lanes of a single row
+            may differ from others in the last bits of their log-probabilities.
 
         Raises:
-          ConfigError: `cfg.stop` is given without `decode_text`, or holds "".
+          ConfigError: `cfg.stop` is given without `decode_text`, or holds ""; or the
+            lanes do not divide the rows.
         """
         if cfg.stop and decode_text is None:
             raise ConfigError(
@@ -119,18 +117,24 @@ class Engine:
         self._decode_text = decode_text
         self._end_ids = tuple(end_ids)
         model_cfg = qwen2.config_of(graphdef, params)
-        self._programs = make_programs(model_cfg, cfg, self._end_ids, mesh)
-        self._state: decode.DecodeState | None = None
+        if num_lanes is None:
+            num_lanes = best_num_lanes(model_cfg, cfg.num_slots, mesh)
+        if num_lanes < 1 or cfg.num_slots % num_lanes:
+            raise ConfigError(
+                f"num_lanes = {num_lanes}: expected a divisor of sample.num_slots = "
+                f"{cfg.num_slots}"
+            )
+        lane_cfg = dataclasses.replace(cfg, num_slots=cfg.num_slots // num_lanes)
+        self._programs = make_programs(model_cfg, lane_cfg, self._end_ids, mesh)
+        self._lanes = [Lane(self._programs, lane_cfg, pad_id) for _ in range(num_lanes)]
+        self._threads = ThreadPoolExecutor(num_lanes) if num_lanes > 1 else None
+        self._running: dict[Lane, Future[list[RowOutput]]] = {}
+        self._capacity = 0
         self._weights: DecoderWeights | None = None
-        self._submitted: list[_Request] = []
-        self._waiting: collections.deque[_Request] = collections.deque()
+        self._submitted: list[PromptRequest] = []
+        self._waiting: collections.deque[PromptRequest] = collections.deque()
         self._rejected: list[Finished] = []
-        self._rows: list[_Request | None] = [None] * cfg.num_slots
-        self._free = collections.deque(range(cfg.num_slots))
         self._pending_ids: set[str] = set()
-        chunk_size = cfg.prefill_chunk
-        self._longest = -(-cfg.prompt_buckets[-1] // chunk_size) * chunk_size
-        self._prefixes = PrefixTable(cfg.num_slots, self._longest, chunk_size)
         self.counters = Counters()
         self.set_params(params)
 
@@ -145,11 +149,12 @@ class Engine:
         Raises:
           RuntimeError: requests are being decoded; their replies would mix weights.
         """
-        if any(request is not None for request in self._rows):
+        if any(lane.is_used for lane in self._lanes):
             raise RuntimeError("set_params: replies are being decoded; finish them")
         self._weights = None  # makes room for the new copy
         self._weights = self._programs.fuse(params)
-        self._prefixes.clear()
+        for lane in self._lanes:
+            lane.drop_prefixes()
 
     def submit(self, request_id: str, tokens: Sequence[int], seed: int) -> None:
         """Queues a prompt.
@@ -177,8 +182,9 @@ class Engine:
             return
         seed %= 1 << 64
         key_data = (seed >> 32, seed & 0xFFFFFFFF)
-        prompt = np.asarray(tokens, np.int32)
-        self._submitted.append(_Request(request_id, prompt, key_data))
+        prompt_T = np.asarray(tokens, np.int32)
+        start = prompt_T[: self._cfg.prefill_chunk].tobytes()
+        self._submitted.append(PromptRequest(request_id, prompt_T, key_data, start))
 
     def num_pending(self) -> int:
         """Returns how many submitted requests `step` has not returned yet."""
@@ -192,16 +198,20 @@ class Engine:
         """
         finished, self._rejected = self._rejected, []
         if not self._waiting and self._submitted:
-            self._waiting.extend(_in_order(self._submitted, self._cfg.prefill_chunk))
+            self._waiting.extend(_in_order(self._submitted))
             self._submitted = []
-        if self._waiting and self._free:
-            self._admit()
-        is_used_B = np.array([request is not None for request in self._rows])
-        if is_used_B.any():
-            keep_B = self._programs.put(is_used_B)
-            self._state = self._programs.decode(self._weights, self._state, keep_B)
+        weights = self._weights
+        if self._waiting and weights is None:
+            raise RuntimeError("step: the weights were released; call set_params")
+        self._share_out()
+        for lane in self._lanes:
+            if weights and lane.is_used and lane not in self._running:
+                self._running[lane] = self._start(lane, weights)
+        if self._running:
+            wait(self._running.values(), return_when=FIRST_COMPLETED)
+        for lane in [lane for lane, call in self._running.items() if call.done()]:
+            finished += self._collect(lane, self._running.pop(lane).result())
             self.counters.visits += 1
-            finished += self._collect(self._state)
         self._pending_ids -= {reply.id for reply in finished}
         return finished
 
@@ -212,96 +222,64 @@ class Engine:
 
     def close(self) -> None:
         """Frees the cache and forgets pending requests."""
-        self._state = None
+        wait(self._running.values())
+        self._running = {}
+        for lane in self._lanes:
+            lane.close()
+        self._capacity = 0
         self._submitted = []
         self._waiting.clear()
         self._rejected = []
         self._pending_ids = set()
-        self._rows = [None] * self._cfg.num_slots
-        self._free = collections.deque(range(self._cfg.num_slots))
-        self._prefixes.clear()
 
-    def _admit(self) -> None:
-        """Moves waiting requests into free rows and prefills them.
+    def _share_out(self) -> None:
+        """Gives waiting requests to the free rows of lanes that are not running."""
+        if self._waiting:
+            longest = max(len(request.tokens_T) for request in self._waiting)
+            bucket = next(b for b in self._cfg.prompt_buckets if b >= longest)
+            capacity = bucket + self._cfg.max_reply_tokens
+            self._capacity = max(self._capacity, capacity)
+        idle = [lane for lane in self._lanes if lane not in self._running]
+        for num_taken, lane in enumerate(idle):
+            # No more than leaves as much to the idle lanes that follow.
+            share = -(-len(self._waiting) // (len(idle) - num_taken))
+            for _ in range(min(lane.num_free, share)):
+                request = self._next_for(lane)
+                self._waiting.remove(request)
+                self.counters.prompt_tokens += len(request.tokens_T)
+                self.counters.reused_tokens += lane.take(request)
 
-        Raises:
-          RuntimeError: the weights were released.
-        """
-        if self._weights is None:
-            raise RuntimeError("step: the weights were released; call set_params")
-        self._reserve(max(len(request.tokens) for request in self._waiting))
-        R = self._cfg.num_slots
-        rows_R, lengths_R, sources_R, starts_R = np.zeros((4, R), np.int32)
-        tokens_RT = np.full((R, self._longest), self._pad_id, np.int32)
-        key_data_R2 = np.zeros((R, 2), np.uint32)
-        num = min(len(self._waiting), len(self._free))
-        for index in range(num):
-            request = self._waiting.popleft()
-            row, source, start = self._take_row(request)
-            length = len(request.tokens)
-            tokens_RT[index, :length] = request.tokens
-            rows_R[index], lengths_R[index] = row, length
-            sources_R[index], starts_R[index] = source, start
-            key_data_R2[index] = request.key_data
-            self.counters.prompt_tokens += length
-            self.counters.reused_tokens += start
-        arrays = {
-            "num": np.int32(num),
-            "rows_R": rows_R,
-            "tokens_RT": tokens_RT,
-            "lengths_R": lengths_R,
-            "sources_R": sources_R,
-            "starts_R": starts_R,
-            "key_data_R2": key_data_R2,
-        }
-        admission = decode.Admission(**self._programs.put(arrays))
-        self._state = self._programs.prefill(self._weights, self._state, admission)
+    def _next_for(self, lane: Lane) -> PromptRequest:
+        """Returns the first waiting request, of those whose prefix is there if any."""
+        known = (r for r in self._waiting if lane.holds(r.start))
+        return next(known, self._waiting[0])
 
-    def _reserve(self, prompt_tokens: int) -> None:
-        """Makes every row long enough for such a prompt and its reply."""
-        bucket = next(b for b in self._cfg.prompt_buckets if b >= prompt_tokens)
-        capacity = bucket + self._cfg.max_reply_tokens
-        if self._state is None:
-            self._state = self._programs.init(capacity)
-        elif self._state.cache.capacity < capacity:
-            self._state = self._programs.grow(self._state, capacity)
+    def _start(self, lane: Lane, weights: DecoderWeights) -> Future[list[RowOutput]]:
+        if self._threads is not None:
+            return self._threads.submit(lane.run, weights, self._capacity)
+        call: Future[list[RowOutput]] = Future()
+        call.set_result(lane.run(weights, self._capacity))
+        return call
 
-    def _take_row(self, request: _Request) -> tuple[int, int, int]:
-        """Returns (row given to `request`, row to copy a prefix from, its length)."""
-        source, start = self._prefixes.find(request.tokens)
-        # Taking over the source itself leaves the prefixes of other rows alone.
-        row = source if start > 0 and source in self._free else self._free[0]
-        self._free.remove(row)
-        self._rows[row] = request
-        self._prefixes.put(row, request.tokens)
-        return row, source, start
-
-    def _collect(self, state: decode.DecodeState) -> list[Finished]:
+    def _collect(self, lane: Lane, outputs: Sequence[RowOutput]) -> list[Finished]:
         """Returns what is finished and frees its rows."""
-        is_live_B, counts_B, reply_BT, logprobs_BT = jax.device_get(
-            (state.is_live_B, state.counts_B, state.reply_BT, state.logprobs_BT)
-        )
         finished: list[Finished] = []
-        for row, request in enumerate(self._rows):
-            if request is None:
+        for output in outputs:
+            num_kept, stop = self._find_stop(output.tokens)
+            if output.is_live and not stop:
                 continue
-            tokens: list[int] = reply_BT[row, : counts_B[row]].tolist()
-            num_kept, stop = self._find_stop(tokens)
-            if is_live_B[row] and not stop:
-                continue
-            tokens = tokens[:num_kept]
+            tokens = output.tokens[:num_kept]
             is_stop = bool(stop) or tokens[-1] in self._end_ids
             finished.append(
                 Finished(
-                    id=request.id,
+                    id=output.request.id,
                     tokens=tuple(tokens),
-                    logprobs=tuple(logprobs_BT[row, :num_kept].tolist()),
+                    logprobs=tuple(output.logprobs_T[:num_kept].tolist()),
                     finish="stop" if is_stop else "length",
                     stop=stop,
                 )
             )
-            self._rows[row] = None
-            self._free.append(row)
+            lane.free(output.row)
             self.counters.replies += 1
             self.counters.reply_tokens += num_kept
         return finished
@@ -326,19 +304,17 @@ class Engine:
         return num_kept, find(num_kept)
 
 
-def _in_order(requests: Sequence[_Request], chunk_size: int) -> list[_Request]:
+def _in_order(requests: Sequence[PromptRequest]) -> list[PromptRequest]:
     """Returns requests in the order in which they get rows: long prompts first.
 
     A decode step costs what its longest row costs, so rows of about one length
     should meet; and those that share a first chunk follow each other, while some
     row still holds it. Requests submitted later wait for all of these.
     """
-    starts = [request.tokens[:chunk_size].tobytes() for request in requests]
     longest: dict[bytes, int] = {}
-    for start, request in zip(starts, requests, strict=True):
-        longest[start] = max(longest.get(start, 0), len(request.tokens))
-    order = sorted(
-        range(len(requests)),
-        key=lambda i: (-longest[starts[i]], starts[i], -len(requests[i].tokens)),
+    for request in requests:
+        num_tokens = len(request.tokens_T)
+        longest[request.start] = max(longest.get(request.start, 0), num_tokens)
+    return sorted(
+        requests, key=lambda r: (-longest[r.start], r.start, -len(r.tokens_T))
     )
-    return [requests[i] for i in order]

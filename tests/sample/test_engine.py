@@ -12,6 +12,7 @@ from mlagent_jax.model.logprobs import token_logprobs
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.parallel.sharding import tree_shardings
 from mlagent_jax.sample.engine import Engine
+from mlagent_jax.sample.lane import Lane, best_num_lanes
 
 END = 5
 MAX_REPLY = 12
@@ -53,7 +54,7 @@ def flat_params(params):
 @pytest.fixture(scope="module")
 def make_engine(graphdef, params):
     def make(**changes) -> Engine:
-        settings = {"decode_text": None, "mesh": None}
+        settings = {"decode_text": None, "mesh": None, "num_lanes": None}
         settings |= {k: changes.pop(k) for k in list(changes) if k in settings}
         cfg = dataclasses.replace(CFG, **changes)
         return Engine(graphdef, params, cfg, end_ids=(END,), pad_id=0, **settings)
@@ -174,6 +175,69 @@ def test_a_reply_depends_on_prompt_and_seed_only_bit_for_bit(engine, params):
     assert late  # some finished inside the loop above and are not compared
     for name, reply in late.items():
         assert reply == together[name]
+
+
+@pytest.mark.parametrize("num_lanes", [2, 3])
+def test_lanes_change_no_bit_of_any_reply(make_engine, params, num_lanes):
+    stems = random_prompts([9, 16, 3], seed=12)
+    tails = random_prompts(range(1, 22), seed=13)
+    prompts = [(stems[i % 3] + tail)[:24] for i, tail in enumerate(tails)]
+    settings = {"num_slots": 6, "prompt_buckets": (8, 24)}
+    expected = ask(make_engine(num_lanes=1, **settings), prompts)
+    laned = make_engine(num_lanes=num_lanes, **settings)
+    assert ask(laned, prompts) == expected
+    assert laned.counters.replies == len(prompts)
+    laned.set_params(params)
+    for i, prompt in enumerate(prompts):  # one at a time: lanes run out of step
+        laned.submit(str(i), prompt, i)
+        for reply in laned.step():
+            assert reply == expected[reply.id]
+    for name, reply in drain(laned).items():
+        assert reply == expected[name]
+
+
+def test_waiting_requests_are_spread_over_the_lanes(make_engine, monkeypatch):
+    taken: list[Lane] = []
+    take = Lane.take
+    monkeypatch.setattr(
+        Lane, "take", lambda lane, request: taken.append(lane) or take(lane, request)
+    )
+    laned = make_engine(num_lanes=3, num_slots=6)
+    assert len(ask(laned, PROMPTS[:3])) == 3
+    assert len(set(taken)) == 3
+
+
+def test_a_failing_lane_ends_in_its_error_and_close_waits_for_the_others(
+    make_engine, monkeypatch
+):
+    laned = make_engine(num_lanes=2, num_slots=4)
+    expected = ask(laned)
+    run = Lane.run
+
+    def fail_once(lane, *args):
+        monkeypatch.setattr(Lane, "run", run)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Lane, "run", fail_once)
+    for i, prompt in enumerate(PROMPTS):
+        laned.submit(str(i), prompt, i)
+    with pytest.raises(MemoryError, match="no room"):
+        drain(laned)
+    laned.close()
+    assert laned.num_pending() == 0
+    assert ask(laned) == expected
+
+
+def test_lanes_are_for_small_models_on_the_cores_of_a_cpu(tiny_config, monkeypatch):
+    monkeypatch.setattr("mlagent_jax.sample.lane._num_cores", lambda: 6)
+    assert best_num_lanes(tiny_config, 32) == 4  # of 8 rows, no fewer
+    assert best_num_lanes(tiny_config, 90) == 6
+    assert best_num_lanes(tiny_config, 97) == 1  # no divisor
+    assert best_num_lanes(tiny_config, 4) == 1
+    mesh = make_mesh(MeshConfig(fsdp=1, tensor=2), jax.devices()[:2])
+    assert best_num_lanes(tiny_config, 32, mesh) == 1
+    large = dataclasses.replace(tiny_config, vocab_size=1_000_000)
+    assert best_num_lanes(large, 32) == 1
 
 
 def test_nothing_compiles_after_the_first_replies(make_engine, params, caplog):
@@ -365,6 +429,8 @@ def test_wrong_requests_and_settings_are_refused(engine, make_engine):
         engine.submit("a", [8], 0)
     with pytest.raises(ConfigError, match="needs `decode_text`"):
         make_engine(stop=("x",))
+    with pytest.raises(ConfigError, match="num_lanes = 2: expected a divisor"):
+        make_engine(num_lanes=2)
     with pytest.raises(ConfigError, match="an empty string always stops"):
         make_engine(stop=("",), decode_text=write_letters)
 
