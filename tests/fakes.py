@@ -184,6 +184,16 @@ def make_fake_environment(
     return Environment(tasks, store, FakeExecutor(), cfg, cache)
 
 
+def make_noted_environment(
+    tasks: Mapping[str, Task], store_root: Path, cfg: EnvConfig
+) -> Environment:
+    """A fake environment whose making leaves a file `<process id>.made`."""
+    environment = make_fake_environment(tasks, store_root, cfg)
+    store_root.mkdir(parents=True, exist_ok=True)
+    (store_root / f"{os.getpid()}.made").touch()
+    return environment
+
+
 def make_broken_environment(
     tasks: Mapping[str, Task], store_root: Path, cfg: EnvConfig
 ) -> Environment:

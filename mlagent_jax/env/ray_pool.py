@@ -10,6 +10,7 @@ imported when a pool is made (extra `ray`).
 
 import dataclasses
 import importlib
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from mlagent_jax.types import EditorCall, State, Task
 _CHECK_S = 0.5  # how often hanging actors are looked for while waiting
 # Before one counts as hanging at its start: the cluster may be adding nodes.
 _START_LIMIT_S = 600.0
+_CONNECT_LIMIT_S = 10.0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -214,10 +216,26 @@ def _connect(address: str) -> Any:
         ) from error
     if not ray.is_initialized():
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=True, logging_level="warning")
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"env.ray_address = {address!r}: no Ray cluster there ({error}); "
                 "start one with `ray start --head`"
             ) from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """Opens a connection to the cluster's address, if it is one, and closes it.
+
+    Ray itself tries for more than five minutes, and ends the process in some versions.
+
+    Raises:
+      OSError: nobody listens there.
+      ValueError: the port is not a number.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_LIMIT_S):
+            pass

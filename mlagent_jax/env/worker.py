@@ -50,8 +50,8 @@ def run_worker(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, args=(descriptor,), daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
-    connection.send(("started",))
     try:
+        connection.send(("started",))
         _serve(connection)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone or has closed the pool
