@@ -11,6 +11,7 @@ start from a Hugging Face folder itself: RunConfig.init.)
 """
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -30,6 +31,7 @@ from mlagent_jax.errors import ConfigError, MlAgentError
 from mlagent_jax.model import hf, hf_layout
 from mlagent_jax.model.hf_config import config_to_json
 from mlagent_jax.model.qwen2 import abstract_params
+from mlagent_jax.model.streaming import Buffer
 from mlagent_jax.text.tokenizer import Tokenizer
 from mlagent_jax.train.piecewise import CheckpointPieces, LeafPieces, write_checkpoint
 from mlagent_jax.types import from_json
@@ -101,7 +103,9 @@ def open_source(src: Path) -> Source:
     return Source(
         config=config,
         dtype="bfloat16" if is_bfloat16 else "float32",
-        read=lambda piece: checkpoint.read("/".join(piece.path), piece.index),
+        read=lambda piece, buffer: checkpoint.read(
+            "/".join(piece.path), piece.index, buffer
+        ),
         check=checkpoint.check,
         tokenizer=tokenizer,
     )
@@ -178,8 +182,8 @@ def _write_orbax(
     for piece in hf_layout.pieces(abstract_params(source.config)):
         by_leaf.setdefault(piece.path, []).append(piece)
 
-    def read(piece: hf_layout.Piece) -> np.ndarray:
-        array = source.read(piece)
+    def read(piece: hf_layout.Piece, buffer: Buffer) -> np.ndarray:
+        array = source.read(piece, buffer)
         on_piece(array.size * jnp.dtype(dtype).itemsize)
         return array
 
@@ -188,7 +192,7 @@ def _write_orbax(
             shape=template[path].shape,
             dtype=jnp.dtype(dtype),
             indices=[piece.index for piece in parts],
-            parts=[lambda piece=piece: read(piece) for piece in parts],
+            parts=[functools.partial(read, piece) for piece in parts],
         )
         for path, parts in by_leaf.items()
     }

@@ -38,6 +38,7 @@ from mlagent_jax.model.safetensors_files import (
     TensorWriter,
     read_header,
 )
+from mlagent_jax.model.streaming import Buffer, ahead
 from mlagent_jax.parallel.sharding import place, tree_shardings
 
 Dtype = Literal["float32", "bfloat16"]
@@ -73,22 +74,25 @@ class HfFolder:
         _check_tensors(path, self._tensors, expected_shapes(self.template))
         is_bfloat16 = all(t.dtype == "BF16" for t in self._tensors.values())
         self.dtype: Dtype = "bfloat16" if is_bfloat16 else "float32"
+        self._rows = Buffer()
 
-    def read(self, piece: Piece) -> np.ndarray:
-        """Returns a piece in the type of its file.
+    def read(self, piece: Piece, buffer: Buffer) -> np.ndarray:
+        """Returns a piece in the type of its file, in the buffer.
 
         Raises:
           CheckpointError: the file has become shorter.
         """
-        tensor = self._tensors[piece.name].read(piece.rows)
-        return piece.from_hf(tensor, self._shapes[piece.path])
+        rows_buffer = self._rows if piece.is_transposed else buffer
+        tensor = self._tensors[piece.name].read(piece.rows, rows_buffer)
+        return piece.from_hf(tensor, self._shapes[piece.path], buffer)
 
     def read_leaf(self, path: LeafPath) -> np.ndarray:
         """Returns a whole leaf in float32."""
         out = np.empty(self._shapes[path], np.float32)
+        buffer = Buffer()
         for piece in pieces(self.template):
             if piece.path == path:
-                out[piece.index] = self.read(piece)
+                out[piece.index] = self.read(piece, buffer)
         return out
 
 
@@ -194,7 +198,7 @@ def save_folder(
     write_folder(
         path,
         cfg,
-        lambda piece: np.asarray(by_path[piece.path][piece.index]),
+        lambda piece, buffer: np.asarray(by_path[piece.path][piece.index]),
         dtype,
         end_ids=end_ids,
         pad_id=pad_id,
@@ -224,7 +228,7 @@ def write_folder(
     Args:
       path: the folder.
       cfg: the model.
-      read: returns a piece of its weights in our layout.
+      read: returns a piece of its weights in our layout; called in a thread.
       dtype: of the weights in the files.
       end_ids: tokens that end a reply.
       pad_id: padding token, None for none.
@@ -244,9 +248,12 @@ def write_folder(
     with new_folder(path, marker=_CONFIG, overwrite=overwrite) as folder:
         shapes = expected_shapes(template)
         writer = TensorWriter(folder, shapes, jnp.dtype(dtype), max_file_bytes)
+        scratch = Buffer()
         with writer:
-            for piece in pieces(template):
-                rows = piece.to_hf(read(piece))
+            all_rows = ahead(
+                _rows_of(piece, read, scratch) for piece in pieces(template)
+            )
+            for piece, rows in zip(pieces(template), all_rows, strict=True):
                 writer.write(piece.name, rows)
                 on_piece(rows.size * jnp.dtype(dtype).itemsize)
         _write_index(folder, writer.files(), shapes, dtype)
@@ -254,6 +261,19 @@ def write_folder(
             save_tokenizer(folder)
         _write_json(folder / "generation_config.json", generation)
         _write_json(folder / _CONFIG, config)
+
+
+def _rows_of(
+    piece: Piece, read: ReadPiece, scratch: Buffer
+) -> Callable[[Buffer], np.ndarray]:
+    """Returns a function that reads a piece as rows of its tensor."""
+
+    def rows(buffer: Buffer) -> np.ndarray:
+        if piece.is_transposed:
+            return piece.to_hf(read(piece, scratch), buffer)
+        return piece.to_hf(read(piece, buffer))
+
+    return rows
 
 
 def _open_tensors(path: Path) -> dict[str, StoredTensor]:

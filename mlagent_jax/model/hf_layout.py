@@ -15,11 +15,13 @@ import jax
 import numpy as np
 
 from mlagent_jax.model.qwen2 import Params
+from mlagent_jax.model.streaming import Buffer
 
 LeafPath = tuple[str, ...]
 
 _VOCAB_ROWS = 8_192  # of a leaf as long as the vocabulary, in one piece
 _TILE = 256  # of a transposition: what it reads and writes stays in the cache
+_PAD = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,26 +40,48 @@ class Piece:
     name: str
     rows: slice
 
-    def to_hf(self, array: np.ndarray) -> np.ndarray:
-        """Returns rows of the tensor from a piece of our leaf."""
-        return _to_hf(self.path, array)
+    @property
+    def is_transposed(self) -> bool:
+        """Whether numbers change places on the way; else only shapes do."""
+        return self.path[-1] == "kernel"
 
-    def from_hf(self, tensor: np.ndarray, leaf_shape: Sequence[int]) -> np.ndarray:
+    def to_hf(self, array: np.ndarray, buffer: Buffer | None = None) -> np.ndarray:
+        """Returns rows of the tensor from a piece of our leaf.
+
+        Args:
+          array: the piece.
+          buffer: where the rows go if they are transposed; None for new memory.
+        """
+        shape = _hf_shape(self.path, array.shape)
+        if not self.is_transposed:
+            return array.reshape(shape)
+        return _transpose(array.reshape(shape[::-1]), buffer)
+
+    def from_hf(
+        self,
+        tensor: np.ndarray,
+        leaf_shape: Sequence[int],
+        buffer: Buffer | None = None,
+    ) -> np.ndarray:
         """Returns a piece of our leaf from rows of the tensor.
 
         Args:
           tensor: the rows.
           leaf_shape: of the whole leaf.
+          buffer: where the piece goes if it is transposed; None for new memory.
         """
         shape = list(leaf_shape[1:] if self.path[0] == "layers" else leaf_shape)
         for axis, part in enumerate(self.index):
             if isinstance(part, slice):
                 start, stop, _ = part.indices(shape[axis])
                 shape[axis] = stop - start
-        return _from_hf(self.path, tensor, tuple(shape))
+        return (_transpose(tensor, buffer) if self.is_transposed else tensor).reshape(
+            shape
+        )
 
 
-ReadPiece = Callable[[Piece], np.ndarray]
+# May use the buffer for what it returns.
+ReadPiece = Callable[[Piece, Buffer], np.ndarray]
 
 
 def pieces(template: Params) -> Iterator[Piece]:
@@ -108,23 +132,23 @@ def _hf_shape(path: LeafPath, shape: tuple[int, ...]) -> tuple[int, ...]:
     return math.prod(shape[num_inputs:]), math.prod(shape[:num_inputs])
 
 
-def _from_hf(path: LeafPath, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return (_transpose(tensor) if path[-1] == "kernel" else tensor).reshape(shape)
+def _transpose(matrix: np.ndarray, buffer: Buffer | None) -> np.ndarray:
+    """Returns the transposed matrix, contiguous: five times as fast as numpy's.
 
-
-def _to_hf(path: LeafPath, array: np.ndarray) -> np.ndarray:
-    shape = _hf_shape(path, array.shape)
-    if path[-1] != "kernel":
-        return array.reshape(shape)
-    return _transpose(array.reshape(shape[::-1]))
-
-
-def _transpose(matrix: np.ndarray) -> np.ndarray:
-    """Returns the transposed matrix, contiguous: four times as fast as numpy's."""
+    Each tile is copied first: in the matrix its rows begin at places that the cache
+    cannot hold together.
+    """
     bits = matrix.view(f"u{matrix.dtype.itemsize}")
-    out = np.empty(matrix.shape[::-1], bits.dtype)
-    for start in range(0, len(bits), _TILE):
-        out[:, start : start + _TILE] = bits[start : start + _TILE].T
+    out = (buffer or Buffer()).array(matrix.shape[::-1], bits.dtype)
+    copied = np.empty((_TILE, _TILE + _PAD), bits.dtype)
+    num_rows, num_columns = matrix.shape
+    for row in range(0, num_rows, _TILE):
+        rows = slice(row, min(row + _TILE, num_rows))
+        for column in range(0, num_columns, _TILE):
+            columns = slice(column, min(column + _TILE, num_columns))
+            tile = copied[: rows.stop - row, : columns.stop - column]
+            tile[:] = bits[rows, columns]
+            out[columns, rows] = tile.T
     return out.view(matrix.dtype)
 
 

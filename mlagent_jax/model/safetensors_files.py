@@ -12,6 +12,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from mlagent_jax.errors import CheckpointError
+from mlagent_jax.model.streaming import Buffer
 
 DTYPES: dict[str, Any] = {
     "F32": np.dtype(np.float32),
@@ -47,8 +49,14 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
 
-    def read(self, rows: slice = slice(None)) -> np.ndarray:
+    def read(
+        self, rows: slice = slice(None), buffer: Buffer | None = None
+    ) -> np.ndarray:
         """Returns the tensor, or some of its rows (indices of the first axis).
+
+        Args:
+          rows: to read.
+          buffer: where the array goes; None for memory of its own.
 
         Raises:
           CheckpointError: the file has become shorter.
@@ -58,10 +66,13 @@ class StoredTensor:
         dtype = DTYPES[self.dtype]
         row_bytes = math.prod(self.shape[1:]) * dtype.itemsize
         offset = self.offset + start * row_bytes
-        array = np.fromfile(self.file, dtype, math.prod(shape), offset=offset)
-        if array.size != math.prod(shape):
+        array = (buffer or Buffer()).array(shape, dtype)
+        with self.file.open("rb") as handle:
+            handle.seek(offset)
+            num_bytes = handle.readinto(array.reshape(-1).view(np.uint8).data)
+        if num_bytes != array.nbytes:
             raise CheckpointError(f"{self.file}: cut short; copy it again")
-        return array.reshape(shape)
+        return array
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -108,7 +119,8 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
 class TensorWriter:
     """Writes tensors into one file or several, in an order that is given before.
 
-    Used as a context manager; every tensor must have been written when it ends.
+    Used as a context manager; every tensor must have been written when it ends, and
+    all are on the disk then.
     """
 
     def __init__(
@@ -133,6 +145,8 @@ class TensorWriter:
         self._next_file = 0
         self._handle: IO[bytes] | None = None
         self._missing: list[tuple[str, int]] = []  # in the open file: name, bytes
+        self._thread = ThreadPoolExecutor(1)
+        self._closed: list[Future[None]] = []
 
     def files(self) -> dict[str, str]:
         """Returns tensor name -> file name."""
@@ -168,6 +182,10 @@ class TensorWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         is_whole = not self._missing and self._next_file == len(self._plan)
         self._close()
+        self._thread.shutdown()
+        if kind is None:
+            for file in self._closed:
+                file.result()
         if kind is None and not is_whole:
             raise ValueError(f"{self._folder}: not all tensors were written")
 
@@ -197,11 +215,16 @@ class TensorWriter:
         return f"model-{number + 1:05d}-of-{len(self._plan):05d}.safetensors"
 
     def _close(self) -> None:
+        """Puts the open file on the disk while the next one is written."""
         if self._handle is not None:
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
-            self._handle.close()
+            self._closed.append(self._thread.submit(_sync_and_close, self._handle))
             self._handle = None
+
+
+def _sync_and_close(handle: IO[bytes]) -> None:
+    with handle:
+        handle.flush()
+        os.fsync(handle.fileno())
 
 
 def _split(

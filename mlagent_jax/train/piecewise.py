@@ -2,25 +2,26 @@
 
 For conversions of models that are larger than the host's memory: orbax writes the
 folder and its records as in train/checkpoint.py, but the arrays of a leaf come from
-a function, a piece at a time, and every piece is a chunk of its own. Reading opens
-the arrays of any checkpoint by tensorstore. Checksums are those of
-train/checkpoint.py; they are sums, so they can be taken piece by piece.
+functions, a piece at a time, and every piece is a chunk of its own; they are put on
+the disk before the folder gets its name. Any checkpoint can be read (see
+train/chunk_files.py). Checksums are those of train/checkpoint.py; they are sums, so
+they can be taken piece by piece.
 """
 
 import asyncio
 import dataclasses
+import functools
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
 
 from mlagent_jax.errors import CheckpointError
-
-Index = tuple[int | slice, ...]
+from mlagent_jax.model.streaming import Buffer, ahead
+from mlagent_jax.train.chunk_files import ChunkedArray, Index, sync_tree
 
 _STATE, _META = "state", "meta"
 _TYPE = "jax.Array"  # what readers restore the leaves as
@@ -35,14 +36,15 @@ class LeafPieces:
       dtype: of the stored array.
       indices: of the pieces; together they cover the leaf, and all but the last are
         of the same size.
-      parts: for each of them, a function that returns the piece.
+      parts: for each of them, a function that returns the piece, perhaps in the
+        buffer that it is given.
       checksum: grows while pieces are written.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     indices: Sequence[Index]
-    parts: Sequence[Callable[[], np.ndarray]]
+    parts: Sequence[Callable[[Buffer], np.ndarray]]
     checksum: list[int] = dataclasses.field(default_factory=lambda: [0])
 
     def chunk_shape(self) -> tuple[int, ...]:
@@ -82,6 +84,7 @@ def write_checkpoint(
         record = {"meta": dict(meta), "checksums": checksums}
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             checkpointer.save(partial / _META, args=ocp.args.JsonSave(record))
+        sync_tree(partial)
         partial.rename(directory / "0")
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
@@ -120,23 +123,23 @@ class CheckpointPieces:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns path without the prefix -> shape."""
         return {
-            name.removeprefix(self._prefix): tuple(array.shape)
+            name.removeprefix(self._prefix): array.shape
             for name, array in self._arrays.items()
         }
 
     def dtype(self) -> np.dtype:
         """Returns the widest type among the leaves."""
-        return np.result_type(*(a.dtype.numpy_dtype for a in self._arrays.values()))
+        return np.result_type(*(array.dtype for array in self._arrays.values()))
 
-    def read(self, path: str, index: Index) -> np.ndarray:
-        """Returns a piece of the leaf at `path`.
+    def read(self, path: str, index: Index, buffer: Buffer) -> np.ndarray:
+        """Returns a piece of the leaf at `path`, in the buffer.
 
         Raises:
           CheckpointError: its files are damaged.
         """
         name = self._prefix + path
         try:
-            piece = np.asarray(self._arrays[name][index].read().result())
+            piece = self._arrays[name].read(index, buffer)
         except (OSError, ValueError) as error:
             raise self._damaged(error) from error
         self._checksums[name] = _add(self._checksums.get(name, 0), piece)
@@ -152,13 +155,13 @@ class CheckpointPieces:
         if wrong:
             raise self._damaged(ValueError(f"wrong checksums of {wrong}"))
 
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str) -> ChunkedArray:
         if ocp.type_handlers.is_ocdbt_checkpoint(self._state):
             base = {"driver": "file", "path": f"{self._state}/"}
             store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         else:
             store = {"driver": "file", "path": f"{self._state}/{name}/"}
-        return ts.open({"driver": "zarr", "kvstore": store}, open=True).result()
+        return ChunkedArray(store)
 
     def _damaged(self, error: Exception) -> CheckpointError:
         return CheckpointError(
@@ -191,34 +194,39 @@ class _PiecesHandler(ocp.type_handlers.TypeHandler):
         args: Sequence[Any] | None = None,
     ) -> Sequence[Any]:
         """Writes all leaves, one piece after the other."""
-        for leaf, info in zip(values, infos, strict=True):
+        for info in infos:
             await info.await_path_creation()
-            await asyncio.to_thread(_write_leaf, info.parent_dir / info.name, leaf)
+        paths = [Path(info.parent_dir / info.name) for info in infos]
+        await asyncio.to_thread(_write_leaves, paths, values)
         return []
 
 
-def _write_leaf(path: Any, leaf: LeafPieces) -> None:
-    array = ts.open(
-        {
-            "driver": "zarr",
-            "kvstore": {"driver": "file", "path": f"{path}/"},
-            "metadata": {"compressor": None},
-            # Orbax takes a chunk that is not there for damage.
-            "store_data_equal_to_fill_value": True,
-        },
-        create=True,
-        dtype=leaf.dtype,
-        shape=leaf.shape,
-        chunk_layout=ts.ChunkLayout(chunk_shape=leaf.chunk_shape()),
-    ).result()
-    for index, piece in _pieces(leaf):
-        leaf.checksum[0] = _add(leaf.checksum[0], piece)
-        array[index].write(piece).result()
+def _write_leaves(paths: Sequence[Path], leaves: Sequence[LeafPieces]) -> None:
+    """Writes all pieces; the next one is made while one is written."""
+    arrays = [
+        ChunkedArray.create(
+            path, shape=leaf.shape, dtype=leaf.dtype, chunk_shape=leaf.chunk_shape()
+        )
+        for path, leaf in zip(paths, leaves, strict=True)
+    ]
+    places = [
+        (array, index)
+        for array, leaf in zip(arrays, leaves, strict=True)
+        for index in leaf.indices
+    ]
+    pieces = ahead(
+        functools.partial(_make, leaf, part) for leaf in leaves for part in leaf.parts
+    )
+    for (array, index), piece in zip(places, pieces, strict=True):
+        array.write(index, piece)
 
 
-def _pieces(leaf: LeafPieces) -> Iterator[tuple[Index, np.ndarray]]:
-    for index, read in zip(leaf.indices, leaf.parts, strict=True):
-        yield index, np.ascontiguousarray(read(), leaf.dtype)
+def _make(
+    leaf: LeafPieces, part: Callable[[Buffer], np.ndarray], buffer: Buffer
+) -> np.ndarray:
+    piece = np.ascontiguousarray(part(buffer), leaf.dtype)
+    leaf.checksum[0] = _add(leaf.checksum[0], piece)
+    return piece
 
 
 def _add(checksum: int, piece: np.ndarray) -> int:
