@@ -14,6 +14,7 @@ a loop's body once.
 """
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,9 @@ _JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 _HLO_DIR = flags.DEFINE_string("hlo_dir", None, "Folder for the compiled modules.")
 
 _GIB = 2**30
+_SAMPLING = ("prefill", "decode")
+# Kinds of memory that are not what a program is given and keeps.
+_PASSING = ("temporaries", "other_arguments", "host", "total", "capacity")
 _MAX_NAMES = 4  # of a list that is printed; the JSON has all
 
 
@@ -114,7 +118,9 @@ def _compile_all(config: RunConfig, tpu_slice: Slice, which: str) -> bool:
         result["iteration"] = iteration
     result["fits"] = fits
     if not fits:
-        result["suggestion"] = suggestion(config, model, tpu_slice, which)
+        result["suggestion"] = too_few_chips(
+            reports, tpu_slice.num_chips
+        ) or suggestion(config, model, tpu_slice, which)
         print(f"\ndoes not fit {tpu_slice.name}; try: {result['suggestion']}")
     if _JSON.value is not None:
         run_record.write_json(Path(_JSON.value), result)
@@ -153,11 +159,10 @@ def resident_together(
     kept: dict[str, float] = {}
     sampler: dict[str, float] = {}
     learning = sampling = 0.0
-    others = ("temporaries", "other_arguments", "host", "total", "capacity")
     for report in reports:
-        held = {k: size for k, size in report.hbm.items() if k not in others}
+        held = _held(report)
         passing = report.hbm["total"] - sum(held.values())
-        if report.name in ("prefill", "decode"):
+        if report.name in _SAMPLING:
             sampler |= held
             sampling = max(sampling, passing)
         else:
@@ -172,6 +177,33 @@ def resident_together(
         "total": sum(kept.values()) + passing,
         "capacity": reports[0].hbm["capacity"],
     }
+
+
+def too_few_chips(reports: Sequence["ProgramReport"], num_chips: int) -> str:
+    """Returns what to do if what stays on a chip does not fit, "" if it does.
+
+    No smaller batch would help then.
+
+    Args:
+      reports: of the run's programs.
+      num_chips: of the slice.
+    """
+    kept: dict[str, float] = {}
+    for report in reports:
+        kept |= {} if report.name in _SAMPLING else _held(report)
+    size, capacity = sum(kept.values()), reports[0].hbm["capacity"]
+    if size <= capacity:
+        return ""
+    return (
+        f"a slice of at least {math.ceil(num_chips * size / capacity)} chips, or chips "
+        f"with more memory: {', '.join(kept)} alone take {size / _GIB:.2f} GiB of a "
+        f"chip's {capacity / _GIB:.2f}"
+    )
+
+
+def _held(report: "ProgramReport") -> dict[str, float]:
+    """Returns what a program is given and keeps, by kind."""
+    return {k: size for k, size in report.hbm.items() if k not in _PASSING}
 
 
 def suggestion(

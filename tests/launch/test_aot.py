@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch.aot import resident_together
+from launch.aot import resident_together, too_few_chips
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -81,11 +81,22 @@ def test_a_mesh_that_does_not_divide_is_refused_without_a_compiler(tmp_path):
     assert "fitting: [1, 2, 4]" in result.stderr
 
 
-def test_the_sampler_makes_room_for_an_update_unless_it_runs_ahead():
-    def report(name, **hbm):
-        hbm |= {"temporaries": 0.0, "capacity": 100.0}
-        return SimpleNamespace(name=name, hbm=hbm)
+def report(name, **hbm):
+    return SimpleNamespace(name=name, hbm=hbm | {"temporaries": 0.0, "capacity": 100.0})
 
+
+def test_a_model_that_no_batch_makes_fit_needs_more_chips():
+    reports = [
+        report("score", actor=60.0, total=150.0),
+        report("ppo", actor=60.0, optimizer=120.0, total=250.0),
+        report("prefill", parameters=30.0, total=40.0),
+    ]
+    assert "at least 8 chips" in too_few_chips(reports, 4)
+    assert "actor, optimizer alone take" in too_few_chips(reports, 4)
+    assert too_few_chips(reports[:1], 4) == ""
+
+
+def test_the_sampler_makes_room_for_an_update_unless_it_runs_ahead():
     reports = [
         report("score", actor=3.0, reference=4.0, total=15.0),
         report("ppo", actor=3.0, optimizer=6.0, total=29.0),
