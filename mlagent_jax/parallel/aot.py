@@ -86,7 +86,8 @@ class ProgramReport:
       mesh: sizes of the mesh's axes.
       settings: as in `Program`.
       compile_s: seconds of compiling, here.
-      fits: True if the compiler found room for everything.
+      fits: True if the compiler found room for everything, beside what the program
+        holds without using it.
       hbm: bytes by kind: one entry for each of `Program.held`, "temporaries",
         "total" (the peak) and "capacity". Of a program that does not fit, "total"
         is what the compiler says exceeds the capacity (its temporaries, mostly).
@@ -160,11 +161,14 @@ def compile_program(
     counts = count(hlo.parse(text), kernel_costs)
     # The peak of the compiler's placement; its temporaries alone would be a sum of
     # buffers that never exist at once. On-chip memory (128 MiB) is part of it.
-    total = float(stats.peak_memory_in_bytes)
+    peak = float(stats.peak_memory_in_bytes)
     arguments = float(stats.argument_size_in_bytes)
+    # What the program does not use (prefill: the output layer) is no argument of the
+    # module, but it stays on the chip.
+    total = peak + max(sum(held.values()) - arguments, 0.0)
     hbm = held | {
         "other_arguments": max(arguments - sum(held.values()), 0.0),
-        "temporaries": max(total - arguments, 0.0),
+        "temporaries": max(peak - arguments, 0.0),
         "host": float(stats.host_temp_size_in_bytes),
         "total": total,
         "capacity": float(capacity),
@@ -173,7 +177,7 @@ def compile_program(
     return ProgramReport(
         **common,
         compile_s=compile_s,
-        fits=True,
+        fits=total <= capacity,
         hbm=hbm,
         device_flops=counts.flops,
         hbm_traffic_bytes=counts.hbm_bytes,
