@@ -15,6 +15,7 @@ import functools
 import json
 import math
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -31,7 +32,7 @@ from mlagent_jax.errors import ConfigError, MlAgentError
 from mlagent_jax.model import hf, hf_layout
 from mlagent_jax.model.hf_config import config_to_json
 from mlagent_jax.model.qwen2 import abstract_params
-from mlagent_jax.model.streaming import Buffer
+from mlagent_jax.model.streaming import Slot
 from mlagent_jax.text.tokenizer import Tokenizer
 from mlagent_jax.train.piecewise import CheckpointPieces, LeafPieces, write_checkpoint
 from mlagent_jax.types import from_json
@@ -103,8 +104,8 @@ def open_source(src: Path) -> Source:
     return Source(
         config=config,
         dtype="bfloat16" if is_bfloat16 else "float32",
-        read=lambda piece, buffer: checkpoint.read(
-            "/".join(piece.path), piece.index, buffer
+        read=lambda piece, slot: checkpoint.read(
+            "/".join(piece.path), piece.index, slot
         ),
         check=checkpoint.check,
         tokenizer=tokenizer,
@@ -182,9 +183,12 @@ def _write_orbax(
     for piece in hf_layout.pieces(abstract_params(source.config)):
         by_leaf.setdefault(piece.path, []).append(piece)
 
-    def read(piece: hf_layout.Piece, buffer: Buffer) -> np.ndarray:
-        array = source.read(piece, buffer)
-        on_piece(array.size * jnp.dtype(dtype).itemsize)
+    lock = threading.Lock()
+
+    def read(piece: hf_layout.Piece, slot: Slot) -> np.ndarray:
+        array = source.read(piece, slot)
+        with lock:
+            on_piece(array.size * jnp.dtype(dtype).itemsize)
         return array
 
     leaves = {

@@ -6,6 +6,7 @@ piece by piece, whatever their size; `load_folder` holds one leaf at a time.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -38,7 +39,7 @@ from mlagent_jax.model.safetensors_files import (
     TensorWriter,
     read_header,
 )
-from mlagent_jax.model.streaming import Buffer, ahead
+from mlagent_jax.model.streaming import Slot, ahead
 from mlagent_jax.parallel.sharding import place, tree_shardings
 
 Dtype = Literal["float32", "bfloat16"]
@@ -74,25 +75,24 @@ class HfFolder:
         _check_tensors(path, self._tensors, expected_shapes(self.template))
         is_bfloat16 = all(t.dtype == "BF16" for t in self._tensors.values())
         self.dtype: Dtype = "bfloat16" if is_bfloat16 else "float32"
-        self._rows = Buffer()
 
-    def read(self, piece: Piece, buffer: Buffer) -> np.ndarray:
-        """Returns a piece in the type of its file, in the buffer.
+    def read(self, piece: Piece, slot: Slot) -> np.ndarray:
+        """Returns a piece in the type of its file, in the slot.
 
         Raises:
           CheckpointError: the file has become shorter.
         """
-        rows_buffer = self._rows if piece.is_transposed else buffer
-        tensor = self._tensors[piece.name].read(piece.rows, rows_buffer)
-        return piece.from_hf(tensor, self._shapes[piece.path], buffer)
+        buffer = slot.file if piece.is_transposed else slot.leaf
+        tensor = self._tensors[piece.name].read(piece.rows, buffer)
+        return piece.from_hf(tensor, self._shapes[piece.path], slot.leaf)
 
     def read_leaf(self, path: LeafPath) -> np.ndarray:
         """Returns a whole leaf in float32."""
         out = np.empty(self._shapes[path], np.float32)
-        buffer = Buffer()
+        slot = Slot()
         for piece in pieces(self.template):
             if piece.path == path:
-                out[piece.index] = self.read(piece, buffer)
+                out[piece.index] = self.read(piece, slot)
         return out
 
 
@@ -198,7 +198,7 @@ def save_folder(
     write_folder(
         path,
         cfg,
-        lambda piece, buffer: np.asarray(by_path[piece.path][piece.index]),
+        lambda piece, slot: np.asarray(by_path[piece.path][piece.index]),
         dtype,
         end_ids=end_ids,
         pad_id=pad_id,
@@ -228,7 +228,7 @@ def write_folder(
     Args:
       path: the folder.
       cfg: the model.
-      read: returns a piece of its weights in our layout; called in a thread.
+      read: returns a piece of its weights in our layout; called in threads.
       dtype: of the weights in the files.
       end_ids: tokens that end a reply.
       pad_id: padding token, None for none.
@@ -248,11 +248,12 @@ def write_folder(
     with new_folder(path, marker=_CONFIG, overwrite=overwrite) as folder:
         shapes = expected_shapes(template)
         writer = TensorWriter(folder, shapes, jnp.dtype(dtype), max_file_bytes)
-        scratch = Buffer()
+
+        def rows_of(piece: Piece, slot: Slot) -> np.ndarray:
+            return piece.to_hf(read(piece, slot), slot.rows)
+
         with writer:
-            all_rows = ahead(
-                _rows_of(piece, read, scratch) for piece in pieces(template)
-            )
+            all_rows = ahead(functools.partial(rows_of, p) for p in pieces(template))
             for piece, rows in zip(pieces(template), all_rows, strict=True):
                 writer.write(piece.name, rows)
                 on_piece(rows.size * jnp.dtype(dtype).itemsize)
@@ -261,19 +262,6 @@ def write_folder(
             save_tokenizer(folder)
         _write_json(folder / "generation_config.json", generation)
         _write_json(folder / _CONFIG, config)
-
-
-def _rows_of(
-    piece: Piece, read: ReadPiece, scratch: Buffer
-) -> Callable[[Buffer], np.ndarray]:
-    """Returns a function that reads a piece as rows of its tensor."""
-
-    def rows(buffer: Buffer) -> np.ndarray:
-        if piece.is_transposed:
-            return piece.to_hf(read(piece, scratch), buffer)
-        return piece.to_hf(read(piece, buffer))
-
-    return rows
 
 
 def _open_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from mlagent_jax.model.qwen2 import Params
-from mlagent_jax.model.streaming import Buffer
+from mlagent_jax.model.streaming import Buffer, Slot
 
 LeafPath = tuple[str, ...]
 
@@ -80,8 +80,8 @@ class Piece:
         )
 
 
-# May use the buffer for what it returns.
-ReadPiece = Callable[[Piece, Buffer], np.ndarray]
+# May leave what it returns in the slot; called in threads.
+ReadPiece = Callable[[Piece, Slot], np.ndarray]
 
 
 def pieces(template: Params) -> Iterator[Piece]:

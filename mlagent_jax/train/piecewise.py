@@ -12,6 +12,7 @@ import asyncio
 import dataclasses
 import functools
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mlagent_jax.errors import CheckpointError
-from mlagent_jax.model.streaming import Buffer, ahead
+from mlagent_jax.model.streaming import Slot, ahead
 from mlagent_jax.train.chunk_files import ChunkedArray, Index, sync_tree
 
 _STATE, _META = "state", "meta"
@@ -37,14 +38,14 @@ class LeafPieces:
       indices: of the pieces; together they cover the leaf, and all but the last are
         of the same size.
       parts: for each of them, a function that returns the piece, perhaps in the
-        buffer that it is given.
+        slot that it is given; called in threads.
       checksum: grows while pieces are written.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     indices: Sequence[Index]
-    parts: Sequence[Callable[[Buffer], np.ndarray]]
+    parts: Sequence[Callable[[Slot], np.ndarray]]
     checksum: list[int] = dataclasses.field(default_factory=lambda: [0])
 
     def chunk_shape(self) -> tuple[int, ...]:
@@ -111,6 +112,7 @@ class CheckpointPieces:
         self._state = step_dir / _STATE
         self._prefix = prefix + "/"
         self._checksums: dict[str, int] = {}
+        self._lock = threading.Lock()
         try:
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
                 record = checkpointer.restore(step_dir / _META)
@@ -131,18 +133,20 @@ class CheckpointPieces:
         """Returns the widest type among the leaves."""
         return np.result_type(*(array.dtype for array in self._arrays.values()))
 
-    def read(self, path: str, index: Index, buffer: Buffer) -> np.ndarray:
-        """Returns a piece of the leaf at `path`, in the buffer.
+    def read(self, path: str, index: Index, slot: Slot) -> np.ndarray:
+        """Returns a piece of the leaf at `path`, in the slot.
 
         Raises:
           CheckpointError: its files are damaged.
         """
         name = self._prefix + path
         try:
-            piece = self._arrays[name].read(index, buffer)
+            piece = self._arrays[name].read(index, slot.leaf)
         except (OSError, ValueError) as error:
             raise self._damaged(error) from error
-        self._checksums[name] = _add(self._checksums.get(name, 0), piece)
+        bits = _sum(piece)
+        with self._lock:
+            self._checksums[name] = _add(self._checksums.get(name, 0), bits)
         return piece
 
     def check(self) -> None:
@@ -202,7 +206,7 @@ class _PiecesHandler(ocp.type_handlers.TypeHandler):
 
 
 def _write_leaves(paths: Sequence[Path], leaves: Sequence[LeafPieces]) -> None:
-    """Writes all pieces; the next one is made while one is written."""
+    """Writes all pieces; the next ones are made while one is written."""
     arrays = [
         ChunkedArray.create(
             path, shape=leaf.shape, dtype=leaf.dtype, chunk_shape=leaf.chunk_shape()
@@ -214,22 +218,34 @@ def _write_leaves(paths: Sequence[Path], leaves: Sequence[LeafPieces]) -> None:
         for array, leaf in zip(arrays, leaves, strict=True)
         for index in leaf.indices
     ]
+    lock = threading.Lock()
     pieces = ahead(
-        functools.partial(_make, leaf, part) for leaf in leaves for part in leaf.parts
+        functools.partial(_make, leaf, part, lock)
+        for leaf in leaves
+        for part in leaf.parts
     )
     for (array, index), piece in zip(places, pieces, strict=True):
         array.write(index, piece)
 
 
 def _make(
-    leaf: LeafPieces, part: Callable[[Buffer], np.ndarray], buffer: Buffer
+    leaf: LeafPieces,
+    part: Callable[[Slot], np.ndarray],
+    lock: threading.Lock,
+    slot: Slot,
 ) -> np.ndarray:
-    piece = np.ascontiguousarray(part(buffer), leaf.dtype)
-    leaf.checksum[0] = _add(leaf.checksum[0], piece)
+    piece = np.ascontiguousarray(part(slot), leaf.dtype)
+    bits = _sum(piece)
+    with lock:
+        leaf.checksum[0] = _add(leaf.checksum[0], bits)
     return piece
 
 
-def _add(checksum: int, piece: np.ndarray) -> int:
+def _sum(piece: np.ndarray) -> int:
+    """Returns the sum of the numbers' bits."""
+    return int(piece.view(f"u{piece.dtype.itemsize}").sum(dtype=np.uint64))
+
+
+def _add(checksum: int, bits: int) -> int:
     """Returns the checksum of train/checkpoint.py with one more piece."""
-    bits = piece.view(f"u{piece.dtype.itemsize}")
-    return (checksum + int(bits.sum(dtype=np.uint64))) % (1 << 32)
+    return (checksum + bits) % (1 << 32)
