@@ -15,12 +15,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from launch.bench.child import ROOT
+from launch.bench.child import ROOT, PeerMissingError
 from launch.bench.compare import WORKLOADS, compare
 from launch.bench.own import OWN
 from launch.bench.results import (
@@ -57,11 +58,10 @@ def main(argv: list[str]) -> None:
     pythons = {"ours": sys.executable, "hf": sys.executable}
     pythons["tunix"] = str(Path(_TUNIX_PYTHON.value).absolute())
     compared = [name for name in names if name in WORKLOADS]
-    rounds = compare(compared, _ROUNDS.value, out / "work", pythons)
-    for found in rounds if compared else ():
+    for found in _compare(compared, out / "work", pythons):
         for part, value in found.items():
             result[part] |= value
-        for peer in found["versions"]:
+        for peer in found["versions"].keys() - found["not_measured"].keys():
             result["not_measured"].pop(peer, None)
         result["ratios"] = make_ratios(result["rounds"])
         result["cpu_ratios"] = make_cpu_ratios(result["rounds"])
@@ -74,6 +74,16 @@ def main(argv: list[str]) -> None:
     (out / "bench.md").write_text(table)
     draw(result, out / "bench.png")
     print(table)
+
+
+def _compare(
+    names: list[str], folder: Path, pythons: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Yields what `compare` yields; ends the program if our own process has ended."""
+    try:
+        yield from compare(names, _ROUNDS.value, folder, pythons) if names else ()
+    except PeerMissingError as error:
+        fail(f"this project's own process {error}", status=1)
 
 
 def _open(out: Path) -> dict[str, Any]:

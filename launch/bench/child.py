@@ -6,6 +6,7 @@ others sleep. A peer's module has `make(work, folder)`, which returns workload n
 standard output goes to standard error, so that libraries may print.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -41,6 +42,7 @@ class Child:
           PeerMissingError: it did not start; with the last line it wrote.
         """
         self.name = name
+        self._log = folder / f"{name}.log"
         cpus = str(len(os.sched_getaffinity(0)))
         env = os.environ | {
             "OMP_NUM_THREADS": cpus,
@@ -48,7 +50,7 @@ class Child:
             "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
             "TRANSFORMERS_VERBOSITY": "error",
         }
-        with (folder / f"{name}.log").open("w") as log:
+        with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [python, "-m", "launch.bench.child", name, str(folder)],
                 stdin=subprocess.PIPE,
@@ -61,8 +63,7 @@ class Child:
         hello = self._read()
         if "ready" not in hello:
             self.close()
-            lines = (folder / f"{name}.log").read_text().strip().splitlines()
-            raise PeerMissingError(lines[-1] if lines else "it ended without a word")
+            raise PeerMissingError(self._last_word())
         self.versions: dict[str, str] = hello["ready"]
 
     def run(self, workload: str) -> dict[str, Any]:
@@ -74,18 +75,25 @@ class Child:
           PeerMissingError: the process has ended.
         """
         assert self._process.stdin is not None
-        self._process.stdin.write(workload + "\n")
-        self._process.stdin.flush()
-        answer = self._read()
+        answer: dict[str, Any] = {}
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(workload + "\n")
+            self._process.stdin.flush()
+            answer = self._read()
         if not answer:
-            raise PeerMissingError(f"{self.name} ended during {workload}; see its log")
+            raise PeerMissingError(f"ended during {workload}: {self._last_word()}")
         return answer
 
     def close(self) -> None:
         """Ends the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
+
+    def _last_word(self) -> str:
+        lines = self._log.read_text().strip().splitlines()
+        return lines[-1] if lines else "it ended without a word"
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None

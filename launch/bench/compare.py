@@ -26,7 +26,8 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """Yields what every peer took for every workload, as far as it is known.
 
-    After each round, so that a call that is stopped leaves what it has measured.
+    After each round, so that a call that is stopped leaves what it has measured. A
+    peer that ends is not measured any further; the others go on.
 
     The order of the peers is another one in every round, so that a machine that
     gets slower hurts all of them.
@@ -41,6 +42,9 @@ def compare(
       "rounds": workload -> peer -> list of {"seconds", "tokens"}; "equal": workload
       -> peer -> how far it gives the same as ours; "versions"; "not_measured":
       peer -> reason.
+
+    Raises:
+      PeerMissingError: our own process has ended.
     """
     result: dict[str, Any] = {
         "rounds": {},
@@ -59,21 +63,34 @@ def compare(
             stack.callback(children[peer].close)
             result["versions"][peer] = children[peer].versions
         for name in names:
+
+            def run(peer: str, name: str = name) -> dict[str, Any] | None:
+                try:
+                    return children[peer].run(name)
+                except PeerMissingError as error:
+                    if peer == "ours":
+                        raise
+                    result["not_measured"][peer] = str(error)
+                    children.pop(peer).close()
+                    return None
+
             peers = [peer for peer in WORKLOADS[name] if peer in children]
-            firsts = {peer: children[peer].run(name) for peer in peers}
+            answers = {peer: run(peer) for peer in peers}
+            firsts = {peer: first for peer, first in answers.items() if first}
             result["equal"][name] = {
-                peer: agreement(firsts["ours"]["detail"], firsts[peer]["detail"])
-                for peer in peers
+                peer: agreement(firsts["ours"]["detail"], first["detail"])
+                for peer, first in firsts.items()
                 if "ours" in firsts and peer != "ours"
             }
-            taken: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
-            orders = itertools.cycle(itertools.permutations(peers))
+            taken: dict[str, list[dict[str, float]]] = {peer: [] for peer in firsts}
+            orders = itertools.cycle(itertools.permutations(firsts))
             for _ in tqdm(range(rounds), desc=f"{name:<18}", unit="round"):
                 for peer in next(orders):
-                    answer = children[peer].run(name)
-                    del answer["detail"]
-                    taken[peer].append(answer)
-                result["rounds"][name] = taken
+                    answer = run(peer) if peer in children else None
+                    if answer:
+                        del answer["detail"]
+                        taken[peer].append(answer)
+                result["rounds"][name] = {p: taken[p] for p in taken if taken[p]}
                 yield result
 
 

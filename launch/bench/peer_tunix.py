@@ -72,24 +72,25 @@ def make(work: Work, folder: Path) -> dict[str, Call]:
         return params_lib.create_model_from_safe_tensors(str(folder / "model"), cfg)
 
     model = load()
-    samplers: dict[int, Any] = {}
+    samplers: dict[int, Any] = {}  # by the size of their caches
 
     def generate(
         prompts: list[list[int]], max_new: int, end_ids: list[int]
     ) -> list[list[int]]:
         padded = 1 << (max(map(len, prompts)) - 1).bit_length()
-        if padded not in samplers:
-            samplers[padded] = sampler_lib.Sampler(
+        cache_size = padded + max_new
+        if cache_size not in samplers:
+            samplers[cache_size] = sampler_lib.Sampler(
                 model,
                 _Numbers(),
                 sampler_lib.CacheConfig(
-                    cache_size=padded + max_new,
+                    cache_size=cache_size,
                     num_layers=cfg.num_layers,
                     num_kv_heads=cfg.num_kv_heads,
                     head_dim=cfg.head_dim,
                 ),
             )
-        out = samplers[padded](
+        out = samplers[cache_size](
             [" ".join(map(str, prompt)) for prompt in prompts],
             max_generation_steps=max_new,
             eos_tokens=end_ids or [shapes.vocab],

@@ -136,6 +136,40 @@ def test_peers_run_in_turns_in_changing_order_after_a_call_that_is_not_timed(
     assert result["not_measured"] == {"tunix": "No module named 'tunix'"}
 
 
+@pytest.mark.parametrize("at_call", [1, 2])
+def test_a_peer_that_ends_leaves_the_others_to_go_on(monkeypatch, tmp_path, at_call):
+    class Mortal(FakeChild):
+        def run(self, workload):
+            answer = super().run(workload)
+            if self.name == "hf" and self.calls.count("hf") == at_call:
+                raise PeerMissingError(f"ended during {workload}: out of memory")
+            return answer
+
+    monkeypatch.setattr(compare, "Child", Mortal)
+    FakeChild.calls.clear()
+    pythons = dict.fromkeys(compare.PEERS, "python3")
+    names = ["decode_uniform", "sft_uniform"]
+    *_, result = compare.compare(names, 2, tmp_path, pythons)
+    assert {name: list(taken) for name, taken in result["rounds"].items()} == {
+        name: ["ours"] for name in names
+    }
+    assert FakeChild.calls.count("hf") == at_call
+    assert FakeChild.calls.count("ours") == 2 * (1 + 2)
+    reason = "ended during decode_uniform: out of memory"
+    assert result["not_measured"]["hf"] == reason
+
+
+def test_our_own_end_is_an_error(monkeypatch, tmp_path):
+    class Mortal(FakeChild):
+        def run(self, workload):
+            raise PeerMissingError(f"ended during {workload}: a bug")
+
+    monkeypatch.setattr(compare, "Child", Mortal)
+    pythons = dict.fromkeys(compare.PEERS, "python3")
+    with pytest.raises(PeerMissingError, match="ended during sft_uniform: a bug"):
+        list(compare.compare(["sft_uniform"], 2, tmp_path, pythons))
+
+
 def test_agreement_counts_equal_replies_and_compares_losses():
     assert agreement([[1, 2], [3, 4]], [[1, 2], [3, 5]]) == (
         "1 of 2 replies, 3 of 4 tokens"
