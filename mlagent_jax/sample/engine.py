@@ -7,8 +7,8 @@ caller's thread; several run in threads, each while the others are collected.
 
 A request whose prompt starts like one that some row of its lane still holds, live or
 not, copies that part of the cache; samples of one state pay for one prefill a lane.
-Replies do not depend on any of this: same weights, tokens and seed, same reply, bit
-for bit.
+Replies do not depend on who sits where or on what is copied: same weights, tokens and
+seed, same reply, bit for bit.
 
 Not for text (policy/local.py) and not for several hosts (parallel/hosts.py).
 """
@@ -99,8 +99,9 @@ class Engine:
           decode_text: tokens to text, to find stop strings.
           mesh: devices of this replica; the cache is split over its tensor axis.
           num_lanes: into how many lanes the rows are cut, a divisor of
-            `cfg.num_slots`; None takes what is fastest here. Lanes of a single row
-            may differ from others in the last bits of their log-probabilities.
+            `cfg.num_slots`; None takes what is fastest here, which depends on the
+            cores. How many rows a lane has may change the last bits of
+            log-probabilities.
 
         Raises:
           ConfigError: `cfg.stop` is given without `decode_text`, or holds ""; or the
