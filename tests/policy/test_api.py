@@ -305,7 +305,7 @@ class Raw:
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             connection.settimeout(2.0)
             try:
-                connection.recv(65_536)
+                receive_request(connection)
                 if self.reset:
                     linger = struct.pack("ii", 1, 0)
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -321,6 +321,23 @@ class Raw:
 
     def close(self):
         self.socket.close()
+
+
+def receive_request(connection):
+    """Takes a whole request: closing with a part of it unread would be a reset."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        part = connection.recv(65_536)
+        if not part:
+            return
+        received += part
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = int(re.search(rb"content-length: *(\d+)", head.lower())[1])
+    while len(body) < length:
+        part = connection.recv(65_536)
+        if not part:
+            return
+        body += part
 
 
 def http_answer(body, length=None, kind="application/json"):
