@@ -252,7 +252,8 @@ class Engine:
 
     def _next_for(self, lane: Lane) -> PromptRequest:
         """Returns the first waiting request, of those whose prefix is there if any."""
-        known = (r for r in self._waiting if lane.holds(r.start))
+        held = lane.starts()
+        known = (r for r in self._waiting if r.start in held)
         return next(known, self._waiting[0])
 
     def _start(self, lane: Lane, weights: DecoderWeights) -> Future[list[RowOutput]]:

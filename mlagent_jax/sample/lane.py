@@ -81,16 +81,7 @@ class Lane:
         chunk_size = cfg.prefill_chunk
         self._longest = -(-cfg.prompt_buckets[-1] // chunk_size) * chunk_size
         self._prefixes = PrefixTable(cfg.num_slots, self._longest, chunk_size)
-        self._forget_rows()
-
-    def _forget_rows(self) -> None:
-        self._state: decode.DecodeState | None = None
-        self._rows: list[PromptRequest | None] = [None] * self._cfg.num_slots
-        self._free = list(range(self._cfg.num_slots))
-        self._starts: list[bytes | None] = [None] * self._cfg.num_slots
-        # Requests to prefill: (request, row, row to copy from, tokens to copy).
-        self._taken: list[tuple[PromptRequest, int, int, int]] = []
-        self.drop_prefixes()
+        self.close()
 
     @property
     def num_free(self) -> int:
@@ -102,9 +93,9 @@ class Lane:
         """Whether any request sits in the lane."""
         return len(self._free) < self._cfg.num_slots
 
-    def holds(self, start: bytes) -> bool:
-        """Returns whether some row's prompt, live or not, has this first chunk."""
-        return start in self._starts
+    def starts(self) -> set[bytes | None]:
+        """Returns the first chunks of the prompts, live or not, that rows hold."""
+        return set(self._starts)
 
     def take(self, request: PromptRequest) -> int:
         """Gives `request` a free row; returns how many tokens need no prefill."""
@@ -160,11 +151,16 @@ class Lane:
     def drop_prefixes(self) -> None:
         """Forgets what the rows hold, because new weights do not go with it."""
         self._prefixes.clear()
-        self._starts = [None] * self._cfg.num_slots
+        self._starts: list[bytes | None] = [None] * self._cfg.num_slots
 
     def close(self) -> None:
         """Frees the cache and forgets all requests."""
-        self._forget_rows()
+        self._state: decode.DecodeState | None = None
+        self._rows: list[PromptRequest | None] = [None] * self._cfg.num_slots
+        self._free = list(range(self._cfg.num_slots))
+        # Requests to prefill: (request, row, row to copy from, tokens to copy).
+        self._taken: list[tuple[PromptRequest, int, int, int]] = []
+        self.drop_prefixes()
 
     def _admission(self) -> decode.Admission:
         R = self._cfg.num_slots
