@@ -24,8 +24,7 @@ from mlagent_jax.config import Grid
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.evaluation.ablation import (
     AblationRun,
-    ablation_table,
-    difference_table,
+    ablation_tables,
     write_ablation,
 )
 from mlagent_jax.evaluation.tables import to_text, write_table
@@ -162,10 +161,9 @@ def write_tables(grid: Grid, runs: Sequence[PlannedRun], folder: Path) -> None:
     for comparison in grid.comparisons:
         ablation = make_ablation(grid, comparison, measured)
         write_ablation(folder, ablation)
-        for table in (ablation_table(ablation), difference_table(ablation)):
-            if table is not None:
-                write_table(table, folder)
-                print(to_text(table), flush=True)
+        for table in ablation_tables(ablation):
+            write_table(table, folder)
+            print(to_text(table), flush=True)
 
 
 if __name__ == "__main__":

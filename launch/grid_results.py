@@ -15,7 +15,7 @@ from mlagent_jax.evaluation.ablation import (
     CurvePoint,
     Variant,
 )
-from mlagent_jax.evaluation.comparison import gains_by_task
+from mlagent_jax.evaluation.comparison import Version, gains_by_task
 from mlagent_jax.evaluation.summary import SPLITS, load_evaluations, load_fresh_steps
 from mlagent_jax.train.metrics import read_metrics
 from mlagent_jax.types import Split
@@ -24,8 +24,13 @@ _GAINS = {
     "gain_held_in": "held-in gain %",
     "gain_held_out": "held-out gain %",
 }
+_BEST = {
+    "best_held_in": "held-in gain % (best on selection)",
+    "best_held_out": "held-out gain % (best on selection)",
+}
 _COLUMNS = {
     "end": _GAINS
+    | _BEST
     | {
         "valid_held_in": "valid actions %, held-in",
         "step_reward": "step reward, fresh states",
@@ -46,13 +51,17 @@ def measure_run(run: PlannedRun) -> AblationRun:
     folder, policy = run.nodes[-1].folder, run.arm.policy
     records = load_evaluations(folder, [policy])[policy]
     values: dict[str, float] = {}
-    gains: dict[Split, dict[str, tuple[float, ...]]] = {}
+    gains: dict[Version, dict[Split, dict[str, tuple[float, ...]]]] = {
+        "final": {},
+        "selected": {},
+    }
     for split in SPLITS:
         of_split = [r for r in records if r.split == split]
         if of_split:
-            by_task = gains_by_task(of_split, split)
-            gains[split] = {task: tuple(of_task) for task, of_task in by_task.items()}
-            values[f"gain_{split}"] = scores.stratified_mean(by_task).mean
+            for version, name in (("final", "gain"), ("selected", "best")):
+                by_task = gains_by_task(of_split, split, version)
+                gains[version][split] = {t: tuple(g) for t, g in by_task.items()}
+                values[f"{name}_{split}"] = scores.stratified_mean(by_task).mean
             values[f"valid_{split}"] = 100 * scores.valid_action_rate(of_split)
     fresh = load_fresh_steps(folder, [policy]).get(policy, [])
     if fresh:
@@ -62,7 +71,13 @@ def measure_run(run: PlannedRun) -> AblationRun:
         spent = spent_by_update(folder / "ppo", run.config)
         values["seconds"], values["executions"] = spent[-1]
         curve = read_curve(folder / "ppo" / "probes.jsonl", spent)
-    return AblationRun(seed=run.seed, values=values, gains=gains, curve=curve)
+    return AblationRun(
+        seed=run.seed,
+        values=values,
+        gains=gains["final"],
+        selected_gains=gains["selected"],
+        curve=curve,
+    )
 
 
 def make_ablation(

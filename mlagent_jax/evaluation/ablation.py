@@ -9,11 +9,17 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlagent_jax.errors import DataError
-from mlagent_jax.evaluation.comparison import gain_difference, task_differences
+from mlagent_jax.evaluation.comparison import (
+    VERSION_NAMES,
+    Gains,
+    Version,
+    gain_difference,
+    task_differences,
+)
 from mlagent_jax.evaluation.scores import Summary, sign_test, summarize
 from mlagent_jax.evaluation.tables import SPLIT_NAMES, Table
 from mlagent_jax.types import Split, from_json, to_json
@@ -45,6 +51,8 @@ class AblationRun:
       values: metric -> number; a metric that a run lacks is left out.
       gains: split -> task id -> relative gains of its trajectories in percent, for
         differences between variants of one seed; may be empty.
+      selected_gains: the same of each trajectory's version with the best selection
+        score; may be empty.
       curve: evaluations during training, oldest first; may be empty.
     """
 
@@ -53,7 +61,14 @@ class AblationRun:
     gains: dict[Split, dict[str, tuple[float, ...]]] = dataclasses.field(
         default_factory=dict
     )
+    selected_gains: dict[Split, dict[str, tuple[float, ...]]] = dataclasses.field(
+        default_factory=dict
+    )
     curve: tuple[CurvePoint, ...] = ()
+
+    def gains_of(self, version: Version) -> dict[Split, dict[str, tuple[float, ...]]]:
+        """Returns the gains of one version of every trajectory."""
+        return self.gains if version == "final" else self.selected_gains
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,7 +177,7 @@ def ablation_table(ablation: Ablation) -> Table:
     )
 
 
-def difference_table(ablation: Ablation) -> Table | None:
+def difference_table(ablation: Ablation, version: Version = "final") -> Table | None:
     """Returns every variant minus the first one, seed by seed and over the seeds.
 
     Runs of one seed share what they have in common, down to the fine-tuned weights,
@@ -170,29 +185,34 @@ def difference_table(ablation: Ablation) -> Table | None:
     have a seed in common.
     """
     first, *others = ablation.variants
-    base = {run.seed: run for run in first.runs if run.gains}
+    base = {run.seed: run.gains_of(version) for run in first.runs}
     columns = ["variant", "seed"]
     for name in SPLIT_NAMES.values():
         columns += [f"{name} difference", "95 % interval", "better / worse / equal"]
     rows: list[tuple[str, ...]] = []
     for variant in others:
-        pairs = [(run, base[run.seed]) for run in variant.runs if run.seed in base]
-        pairs = [(run, other) for run, other in pairs if run.gains]
-        for run, other in pairs:
-            cells = [variant.name, str(run.seed)]
+        pairs = {
+            run.seed: (run.gains_of(version), base[run.seed])
+            for run in variant.runs
+            if run.gains_of(version) and base.get(run.seed)
+        }
+        for seed, (ours, theirs) in pairs.items():
+            cells = [variant.name, str(seed)]
             for split in SPLIT_NAMES:
-                cells += _difference_cells(run, other, split)
+                cells += _difference_cells(ours.get(split, {}), theirs.get(split, {}))
             rows.append(tuple(cells))
         if len(pairs) > 1:
             cells = [variant.name, "all"]
             for split in SPLIT_NAMES:
-                cells += _mean_difference_cells(pairs, split)
+                cells += _mean_difference_cells(list(pairs.values()), split)
             rows.append(tuple(cells))
     if not rows:
         return None
+    suffix = "" if version == "final" else "_best"
+    counted = "" if version == "final" else ", best version on selection"
     return Table(
-        name=f"ablation_{ablation.name}_differences",
-        title=f"{ablation.title}: against “{first.name}” of the same seed",
+        name=f"ablation_{ablation.name}_differences{suffix}",
+        title=f"{ablation.title}: against “{first.name}” of the same seed{counted}",
         columns=tuple(columns),
         rows=tuple(rows),
         note="Points of relative gain. Within a seed the interval resamples "
@@ -201,22 +221,25 @@ def difference_table(ablation: Ablation) -> Table | None:
     )
 
 
-def _difference_cells(
-    ours: AblationRun, theirs: AblationRun, split: Split
-) -> list[str]:
-    mine, other = ours.gains.get(split, {}), theirs.gains.get(split, {})
-    differences = task_differences(mine, other)
+def ablation_tables(ablation: Ablation) -> list[Table]:
+    """Returns the tables of one comparison: means, then differences in each version."""
+    differences = [difference_table(ablation, version) for version in VERSION_NAMES]
+    return [ablation_table(ablation), *(table for table in differences if table)]
+
+
+def _difference_cells(ours: Gains, theirs: Gains) -> list[str]:
+    differences = task_differences(ours, theirs)
     if not differences:
         return ["–"] * 3
-    estimate = gain_difference(mine, other)
+    estimate = gain_difference(ours, theirs)
     return _signed_cells(estimate.mean, estimate.ci95, differences)
 
 
 def _mean_difference_cells(
-    pairs: Sequence[tuple[AblationRun, AblationRun]], split: Split
+    pairs: Sequence[tuple[Mapping[Split, Gains], Mapping[Split, Gains]]], split: Split
 ) -> list[str]:
     of_pairs = [
-        task_differences(ours.gains.get(split, {}), theirs.gains.get(split, {}))
+        task_differences(ours.get(split, {}), theirs.get(split, {}))
         for ours, theirs in pairs
     ]
     means = [sum(of_pair) / len(of_pair) for of_pair in of_pairs if of_pair]

@@ -3,10 +3,16 @@
 Two policies ran the same tasks with the same seeds, steps and time, so their
 trajectories pair up by task and number. Over the tasks of a split a sign test
 counts tasks, not trajectories: how often would chance favour one policy this much?
+
+Two versions of what a trajectory hands in are compared: the one that counts
+(`eval.final`), and the one with the best selection score. Between them lies what a
+policy breaks and leaves so.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +30,8 @@ from mlagent_jax.types import Split
 
 Evaluations = Mapping[str, Sequence[EvalRecord]]
 Gains = Mapping[str, Sequence[float]]  # task id -> of its trajectories, in percent
+Version = Literal["final", "selected"]
+VERSION_NAMES: dict[Version, str] = {"final": "final", "selected": "best on selection"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,7 @@ class Comparison:
       ours: name of the policy.
       theirs: name of the one it is compared with.
       split: of the tasks.
+      version: which submission of a trajectory is measured.
       difference: of mean relative gains in percentage points, tasks kept fixed.
       median_difference: over tasks.
       tasks: sign test over tasks.
@@ -42,17 +51,22 @@ class Comparison:
     ours: str
     theirs: str
     split: Split
+    version: Version
     difference: Estimate
     median_difference: float
     tasks: SignTest
 
 
 def compare(
-    evaluations: Evaluations, ours: str, theirs: str, split: Split
+    evaluations: Evaluations,
+    ours: str,
+    theirs: str,
+    split: Split,
+    version: Version = "final",
 ) -> Comparison | None:
     """Returns how `ours` does against `theirs`, None if they share no task."""
-    a = gains_by_task(evaluations[ours], split)
-    b = gains_by_task(evaluations[theirs], split)
+    a = gains_by_task(evaluations[ours], split, version)
+    b = gains_by_task(evaluations[theirs], split, version)
     means = task_differences(a, b)
     if not means:
         return None
@@ -60,18 +74,38 @@ def compare(
         ours=ours,
         theirs=theirs,
         split=split,
+        version=version,
         difference=gain_difference(a, b),
         median_difference=float(np.median(means)),
         tasks=sign_test(means),
     )
 
 
+def compare_all(evaluations: Evaluations) -> list[Comparison]:
+    """Returns every pair that answers a question, on every split, in both versions.
+
+    Where the best version is the one that counts, it is not listed twice.
+    """
+    records = itertools.chain.from_iterable(evaluations.values())
+    versions = VERSION_NAMES if _versions_differ(records) else ("final",)
+    return [
+        comparison
+        for ours, theirs in interesting_pairs(list(evaluations))
+        for version in versions
+        for split in SPLIT_NAMES
+        if (comparison := compare(evaluations, ours, theirs, split, version))
+    ]
+
+
 def gains_by_task(
-    records: Sequence[EvalRecord], split: Split
+    records: Sequence[EvalRecord], split: Split, version: Version = "final"
 ) -> dict[str, list[float]]:
     """Returns task id -> relative gains of its trajectories in percent."""
     return {
-        task_id: [r.relative_gain_percent for r in group]
+        task_id: [
+            r.relative_gain_percent if version == "final" else r.selected_gain_percent
+            for r in group
+        ]
         for task_id, group in by_task([r for r in records if r.split == split]).items()
     }
 
@@ -119,6 +153,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         (
             f"{c.ours} − {c.theirs}",
             SPLIT_NAMES[c.split],
+            VERSION_NAMES[c.version],
             f"{c.difference.mean:+.1f}",
             f"[{c.difference.ci95[0]:+.1f}, {c.difference.ci95[1]:+.1f}]",
             f"{c.median_difference:+.1f}",
@@ -133,6 +168,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         columns=(
             "pair",
             "tasks",
+            "version",
             "mean",
             "95 % interval",
             "median of tasks",
@@ -141,7 +177,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         ),
         rows=rows,
         note="The interval resamples trajectories and keeps the tasks fixed; the sign "
-        "test counts tasks.",
+        "test counts tasks. “Final” is the version that a trajectory ends with, “best "
+        "on selection” the one that its own feedback ranks first; both are measured on "
+        "the hidden test part.",
     )
 
 
@@ -186,6 +224,10 @@ def gain_table(evaluations: Evaluations) -> Table:
         rows=tuple(rows),
         note="Better, worse, equal: trajectories against the starter's own score.",
     )
+
+
+def _versions_differ(records: Iterable[EvalRecord]) -> bool:
+    return any(r.relative_gain_percent != r.selected_gain_percent for r in records)
 
 
 def _resampled_means(values: Sequence[float], rng: np.random.Generator) -> np.ndarray:

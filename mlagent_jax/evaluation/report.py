@@ -21,8 +21,7 @@ from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.evaluation import comparison, costs, figures, paper_figures, tables
 from mlagent_jax.evaluation.ablation import (
     Ablation,
-    ablation_table,
-    difference_table,
+    ablation_tables,
     read_ablations,
 )
 from mlagent_jax.evaluation.ablation_figures import ablation_figure, curve_figure
@@ -204,13 +203,7 @@ def _make_sections(
 
 def _results_section(results: _Results, figure_dir: Path) -> Section:
     evaluations, summary = results.evaluations, results.summary
-    pairs = comparison.interesting_pairs(list(evaluations))
-    compared = [
-        c
-        for ours, theirs in pairs
-        for split in SPLITS
-        if (c := comparison.compare(evaluations, ours, theirs, split)) is not None
-    ]
+    compared = comparison.compare_all(evaluations)
     shown = [tables.overview_table(summary)]
     if compared:
         shown.append(comparison.comparison_table(compared))
@@ -278,8 +271,7 @@ def _ablation_section(results: _Results, figure_dir: Path) -> Section:
         tables=tuple(
             table
             for ablation in results.ablations
-            for table in (ablation_table(ablation), difference_table(ablation))
-            if table is not None
+            for table in ablation_tables(ablation)
         ),
     )
 

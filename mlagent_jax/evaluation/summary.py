@@ -14,7 +14,7 @@ import numpy as np
 from mlagent_jax.config import RewardConfig, RunConfig
 from mlagent_jax.errors import DataError
 from mlagent_jax.evaluation import scores
-from mlagent_jax.evaluation.comparison import Comparison, compare, interesting_pairs
+from mlagent_jax.evaluation.comparison import Comparison, compare_all
 from mlagent_jax.evaluation.costs import PhaseCost
 from mlagent_jax.evaluation.records import (
     EvalRecord,
@@ -106,12 +106,7 @@ def make_summary(
             for task_id in sorted(tasks)
         },
     }
-    summary["comparisons"] = [
-        _comparison_numbers(c)
-        for ours, theirs in interesting_pairs(list(evaluations))
-        for split in SPLITS
-        if (c := compare(evaluations, ours, theirs, split)) is not None
-    ]
+    summary["comparisons"] = [_comparison_numbers(c) for c in compare_all(evaluations)]
     summary["costs"] = [{**to_json(cost), "usd": cost.usd} for cost in ledger]
     if "sft" in fresh and "ppo" in fresh:
         difference = scores.paired_difference(fresh["ppo"], fresh["sft"])
@@ -172,6 +167,7 @@ def _comparison_numbers(comparison: Comparison) -> dict[str, Any]:
         "ours": comparison.ours,
         "theirs": comparison.theirs,
         "split": comparison.split,
+        "version": comparison.version,
         "mean_difference": comparison.difference.mean,
         "ci95": list(comparison.difference.ci95),
         "median_difference": comparison.median_difference,

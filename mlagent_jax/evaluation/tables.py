@@ -70,6 +70,7 @@ def overview_table(summary: Mapping[str, Any]) -> Table:
     for name, splits in summary["policies"].items():
         for split, numbers in splits.items():
             low, high = numbers["ci95"]
+            best_low, best_high = numbers["selected_ci95"]
             rows.append(
                 (
                     name,
@@ -78,6 +79,7 @@ def overview_table(summary: Mapping[str, Any]) -> Table:
                     f"[{low:+.1f}, {high:+.1f}]",
                     f"{numbers['median_relative_gain_percent']:+.1f}",
                     f"{numbers['mean_selected_gain_percent']:+.1f}",
+                    f"[{best_low:+.1f}, {best_high:+.1f}]",
                     f"{100 * numbers['valid_action_rate']:.1f}",
                     f"{numbers['mean_step_reward']:.3f}",
                     f"{numbers['mean_steps']:.1f}",
@@ -93,11 +95,14 @@ def overview_table(summary: Mapping[str, Any]) -> Table:
             "95 % interval",
             "median of tasks",
             "gain % (best on selection)",
+            "95 % interval (best)",
             "valid actions %",
             "step reward",
             "steps",
         ),
         rows=tuple(rows),
+        note="“Best on selection” counts the version of a trajectory that its own "
+        "feedback ranks first instead of the one that it ends with.",
     )
 
 

@@ -13,6 +13,7 @@ from mlagent_jax.evaluation.ablation import (
     CurvePoint,
     Variant,
     ablation_table,
+    ablation_tables,
     difference_table,
     read_ablations,
     write_ablation,
@@ -111,6 +112,22 @@ def test_curves_are_drawn_where_there_are_two_to_compare(tmp_path):
     figure = curve_figure(both, tmp_path)
     assert figure is not None
     assert (tmp_path / f"{figure.name}.png").stat().st_size > 0
+
+
+def test_the_best_versions_have_differences_of_their_own():
+    def run(gain, best):
+        return AblationRun(
+            seed=0,
+            values={},
+            gains={"held_out": {"a": (gain,)}},
+            selected_gains={"held_out": {"a": (best,)}},
+        )
+
+    _, final, best = ablation_tables(make_pair((run(-50.0, 9.0),), (run(2.0, 5.0),)))
+    assert final.rows[0][5] == "-52.0"
+    assert best.rows[0][5] == "+4.0"
+    assert final.name == "ablation_x_differences"
+    assert best.name == "ablation_x_differences_best"
 
 
 def test_without_a_seed_in_common_there_are_no_differences():

@@ -5,6 +5,7 @@ from scipy import stats
 
 from mlagent_jax.evaluation.comparison import (
     compare,
+    compare_all,
     comparison_table,
     gain_table,
     interesting_pairs,
@@ -14,16 +15,16 @@ from mlagent_jax.evaluation.scores import sign_test, summarize
 from tests.samples import make_trajectory
 
 
-def make_records(policy, split="held_in", **gains):
+def make_records(policy, split="held_in", best=0.0, **gains):
     return [
         EvalRecord(
             trajectory=make_trajectory(f"{task}/{policy}/{k:03d}", task_id=task),
             split=split,
             start_score=1.0,
             final_score=1.0 + gain / 100,
-            selected_score=1.0,
+            selected_score=1.0 + best / 100,
             relative_gain_percent=gain,
-            selected_gain_percent=0.0,
+            selected_gain_percent=best,
             step_rewards=(),
         )
         for task, values in gains.items()
@@ -54,6 +55,27 @@ def test_a_comparison_is_over_the_tasks_that_both_ran():
 
 def test_policies_without_a_common_task_are_not_compared():
     assert compare(EVALUATIONS, "ppo", "sft", "held_out") is None
+
+
+def test_the_best_version_is_compared_beside_the_final_one_if_it_is_another():
+    evaluations = {
+        "ppo": make_records("ppo", best=30.0, a=[10.0, 20.0]),
+        "sft": make_records("sft", best=24.0, a=[11.0]),
+    }
+    final, best = compare_all(evaluations)
+    assert (final.version, best.version) == ("final", "selected")
+    assert final.difference.mean == pytest.approx(15.0 - 11.0)
+    assert best.difference.mean == pytest.approx(30.0 - 24.0)
+    rows = comparison_table([final, best]).rows
+    assert [row[2:4] for row in rows] == [
+        ("final", "+4.0"),
+        ("best on selection", "+6.0"),
+    ]
+    kept = {
+        "ppo": make_records("ppo", best=7.0, a=[7.0]),
+        "sft": make_records("sft", best=7.0, a=[7.0]),
+    }
+    assert [c.version for c in compare_all(kept)] == ["final"]
 
 
 def test_the_sign_test_is_the_binomial_one_without_ties():
