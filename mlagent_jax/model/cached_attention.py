@@ -137,13 +137,15 @@ def _add_piece(
     length = v_CKUH.shape[VALUE_AXIS]
     U = min(_BLOCK, length)
 
-    def add(block: jax.Array, carry: _Carry) -> _Carry:
+    def add(block: jax.Array | int, carry: _Carry) -> _Carry:
         # The last block is moved back to fit; what it repeats is masked.
         first = jnp.minimum(block * U, length - U)
 
         def cut(x: jax.Array, axis: int) -> jax.Array:
             place = [row, 0, 0, 0]
-            if length % U == 0:  # as an axis of blocks, see `cache.put_chunk`
+            if (
+                length > U and length % U == 0
+            ):  # as an axis of blocks, see `cache.put_chunk`
                 place.insert(axis, block)
                 shape = (*x.shape[:axis], length // U, U, *x.shape[axis + 1 :])
                 sizes = (1, *shape[1:axis], 1, *shape[axis + 1 :])
@@ -164,8 +166,13 @@ def _add_piece(
             key_axis=key_axis,
         )
 
-    num_blocks = jnp.clip(-(-(end - start) // U), 0, -(-length // U))
-    return jax.lax.fori_loop(0, num_blocks, add, carry)
+    if length > U:
+        num_blocks = jnp.clip(-(-(end - start) // U), 0, -(-length // U))
+        return jax.lax.fori_loop(0, num_blocks, add, carry)
+    # A loop around a single block makes XLA copy the piece on CPU.
+    if start == 0:
+        return add(0, carry)
+    return jax.lax.cond(end > start, lambda c: add(0, c), lambda c: c, carry)
 
 
 def _start(q_BKMH: jax.Array) -> _Carry:

@@ -251,10 +251,16 @@ class Engine:
                 self.counters.reused_tokens += lane.take(request)
 
     def _next_for(self, lane: Lane) -> PromptRequest:
-        """Returns the first waiting request, of those whose prefix is there if any."""
+        """Returns the next request, of those whose prefix is in the lane if any.
+
+        Every other lane takes requests from the end, where prompts are short: rows of
+        one lane are then more alike, and a step costs what its longest row costs.
+        """
+        is_from_end = self._lanes.index(lane) % 2 == 1
+        order = reversed(self._waiting) if is_from_end else self._waiting
         held = lane.starts()
-        known = (r for r in self._waiting if r.start in held)
-        return next(known, self._waiting[0])
+        known = (r for r in order if r.start in held)
+        return next(known, self._waiting[-1 if is_from_end else 0])
 
     def _start(self, lane: Lane, weights: DecoderWeights) -> Future[list[RowOutput]]:
         if self._threads is not None:
