@@ -38,7 +38,7 @@ from mlagent_jax.policy.local import LocalPolicy
 from mlagent_jax.policy.scripted import ScriptedPolicy
 from mlagent_jax.rl.collect import collect_rollout
 from mlagent_jax.rl.loop import train_ppo
-from mlagent_jax.rl.rollout import Rollout
+from mlagent_jax.rl.rollout import OnSampled, Rollout
 from mlagent_jax.rl.timeline import Timeline
 from mlagent_jax.train.pretrain import prepare_tokenizer
 from mlagent_jax.train.state import Params
@@ -131,7 +131,9 @@ def _train(
         policy = SpokenFor(sampler, expert)
         stack.callback(policy.close)
 
-        def collect(update: int, params: Params) -> Rollout:
+        def collect(
+            update: int, params: Params, on_sampled: OnSampled | None
+        ) -> Rollout:
             sampler.set_params(jax.tree.map(lambda x: x.copy(), params))
             return collect_rollout(
                 update,
@@ -142,6 +144,7 @@ def _train(
                 tasks=held_in,
                 store=store,
                 timeline=timeline,
+                on_sampled=on_sampled,
             )
 
         train_ppo(

@@ -64,6 +64,7 @@ def run_steps(
     prompt: PromptConfig,
     env: EnvConfig,
     num_in_flight: int,
+    on_all_replied: Callable[[], None] | None = None,
 ) -> Iterator[tuple[StepJob, Reply, StepRecord | None]]:
     """Yields each job with the policy's reply and what came of it, as they finish.
 
@@ -79,11 +80,14 @@ def run_steps(
       prompt: how a state becomes a chat.
       env: the action profile; its limits are for whole trajectories.
       num_in_flight: steps under way at once.
+      on_all_replied: see `StepLoop`; scripts may still run.
 
     Raises:
       ValueError: two jobs share an id, or policy or pool have other work pending.
     """
-    loop = StepLoop(policy, pool, tasks, store, prompt, env.profile)
+    loop = StepLoop(
+        policy, pool, tasks, store, prompt, env.profile, on_all_replied=on_all_replied
+    )
     queue = iter(jobs)
     num_active = 0
     while True:

@@ -7,7 +7,7 @@ sampled. `env.runner` builds whole trajectories and batches of steps on top.
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from mlagent_jax.config import PromptConfig
@@ -93,8 +93,19 @@ class StepLoop:
         store: SnapshotStore,
         prompt: PromptConfig,
         profile: ProfileName = "direct",
+        on_all_replied: Callable[[], None] | None = None,
     ) -> None:
         """Makes a loop around an idle policy and an idle pool.
+
+        Args:
+          policy: who replies.
+          pool: who executes.
+          tasks: task id -> task.
+          store: holds the workspaces of the states.
+          prompt: how a state becomes a chat.
+          profile: of the actions.
+          on_all_replied: called whenever the policy has just answered all it was
+            asked and the workers have got it, before anybody waits for them.
 
         Raises:
           ValueError: one of them has other work pending.
@@ -111,6 +122,7 @@ class StepLoop:
         self._store = store
         self._prompt = prompt
         self._profile = get_profile(profile)
+        self._on_all_replied = on_all_replied
         self._jobs: dict[str, StepJob] = {}
         self._replies: dict[str, Reply] = {}
         self._resets: dict[str, str] = {}
@@ -156,6 +168,8 @@ class StepLoop:
         done: list[StepDone | ResetDone] = [
             end for reply in replies for end in self._take_reply(reply)
         ]
+        if replies and not self._policy.num_pending() and self._on_all_replied:
+            self._on_all_replied()
         if not self._policy.num_pending():
             wait_s = 0.0 if done else _POOL_WAIT_S
         else:

@@ -36,6 +36,11 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
+def is_only() -> bool:
+    """Returns whether this process is the only one of the run."""
+    return jax.process_count() == 1
+
+
 def barrier(name: str) -> None:
     """Returns when all processes have called it with the same name."""
     if jax.process_count() > 1:

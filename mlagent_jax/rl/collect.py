@@ -3,7 +3,8 @@
 In mode "step" each sample is one action from one state of the pool (paper A.5); in
 mode "episode" it is a whole attempt from the start of a task. Replies go to CPU workers
 as they finish while the sampler goes on (`env.runner.run_steps`); the result is in the
-order of the states and does not depend on what finished when.
+order of the states and does not depend on what finished when. When the last reply is
+there, the learner may score all of them while scripts still run (`on_sampled`).
 """
 
 import dataclasses
@@ -23,7 +24,14 @@ from mlagent_jax.env.step_loop import Pool
 from mlagent_jax.errors import EnvUnavailableError
 from mlagent_jax.parallel import hosts
 from mlagent_jax.policy.base import Policy, Reply, Request
-from mlagent_jax.rl.rollout import DroppedSample, Rollout, Sample, derive_seed
+from mlagent_jax.rl.rollout import (
+    DroppedSample,
+    OnSampled,
+    Rollout,
+    Sample,
+    derive_seed,
+    reply_tokens,
+)
 from mlagent_jax.rl.timeline import EXECUTION, SAMPLING, Timeline
 from mlagent_jax.train.stopping import StopSignal
 from mlagent_jax.types import EditorCall, State, StepRecord, StepStatus, Task
@@ -54,6 +62,7 @@ def collect_rollout(
     store: SnapshotStore,
     stop: StopSignal | None = None,
     timeline: Timeline | None = None,
+    on_sampled: OnSampled | None = None,
 ) -> Rollout:
     """Returns the samples of update number `update`.
 
@@ -71,6 +80,8 @@ def collect_rollout(
       store: snapshots of the states.
       stop: cuts the rollout short; None for never.
       timeline: gets what the policy and the workers did when.
+      on_sampled: called in mode "step" on one host, once every reply is there and
+        before the last script has ended.
 
     Raises:
       EnvUnavailableError: no sample of the rollout survived.
@@ -88,7 +99,7 @@ def collect_rollout(
         drawn = states.sample_starts(seed, cfg.states_per_update)
     drawn = [s for s in drawn for _ in range(cfg.samples_per_state)]
     if cfg.mode == "step":
-        rows: Rows = [*stepper.take_steps(update, drawn)]
+        rows: Rows = [*stepper.take_steps(update, drawn, on_sampled=on_sampled)]
     else:
         rows = _play_episodes(update, drawn, stepper, config)
     rollout = Rollout(
@@ -150,7 +161,7 @@ class _Stepper:
     def __init__(
         self,
         config: RunConfig,
-        policy: Policy,
+        policy: "_TimedPolicy",
         workers: Pool,
         tasks: Mapping[str, Task],
         store: SnapshotStore,
@@ -168,6 +179,7 @@ class _Stepper:
         seed_part: int | str,
         states: Sequence[PoolState],
         numbers: Sequence[int] | None = None,
+        on_sampled: OnSampled | None = None,
     ) -> list[Sample | DroppedSample]:
         """Returns one sample a state.
 
@@ -175,6 +187,7 @@ class _Stepper:
           seed_part: what seeds of other calls do not have in common.
           states: where to start.
           numbers: one a state, for seeds; by default their places.
+          on_sampled: gets the tokens of all replies, see `collect_rollout`.
 
         Raises:
           RunInterruptedError: the run was asked to end on some host.
@@ -190,6 +203,12 @@ class _Stepper:
             for number, pool_state in zip(numbers, states, strict=True)
         ]
 
+        def all_replied() -> None:
+            # Other hosts cannot be asked for their replies from within `take_mine`.
+            if on_sampled is not None and hosts.is_only():
+                replies = [self._policy.replies[job.id] for job in jobs]
+                on_sampled([reply_tokens(reply) for reply in replies])
+
         def take_mine() -> dict[str, tuple[Reply, StepRecord | None]]:
             steps = run_steps(
                 hosts.mine(jobs),
@@ -202,6 +221,7 @@ class _Stepper:
                 # All at once: which requests share a decode batch must not depend on
                 # when earlier actions happened to finish.
                 num_in_flight=len(jobs),
+                on_all_replied=all_replied,
             )
             return {job.id: (reply, step) for job, reply, step in steps}
 
@@ -241,11 +261,12 @@ class _Stepper:
 
 
 class _TimedPolicy:
-    """A policy that counts the seconds it spends computing."""
+    """A policy that counts the seconds it spends computing, and keeps its replies."""
 
     def __init__(self, policy: Policy, timeline: Timeline) -> None:
         self.name = policy.name
         self.busy_s = 0.0
+        self.replies: dict[str, Reply] = {}
         self._policy = policy
         self._timeline = timeline
 
@@ -257,6 +278,7 @@ class _TimedPolicy:
         replies = self._policy.poll()
         end = monotonic()
         self.busy_s += end - start
+        self.replies |= {reply.request_id: reply for reply in replies}
         self._timeline.add(SAMPLING, f"{len(replies)} replies", start, end)
         return replies
 

@@ -1,11 +1,14 @@
 """The learning half of PPO on a mesh: rollout in, new state out (stages 2 to 4).
 
+Scoring a reply needs no reward, so it can begin before the scripts have ended.
+
 Owns what does not change during a run: compiled programs, placement of the state,
 the frozen reference. The state itself belongs to the caller.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
 from typing import Any
 
@@ -23,12 +26,13 @@ from mlagent_jax.parallel.sharding import (
     replicated,
     tree_shardings,
 )
-from mlagent_jax.rl.batch import pad_samples
+from mlagent_jax.rl.batch import Scores, TokenSample, pad_samples
 from mlagent_jax.rl.estimate import make_estimate_fn
 from mlagent_jax.rl.kl_control import adapt_kl_coef
 from mlagent_jax.rl.passes import Passes, RowPasses, TokenPasses
 from mlagent_jax.rl.ppo import PpoState, init_ppo_state, make_optimizers
 from mlagent_jax.rl.rollout import Rollout, derive_seed
+from mlagent_jax.rl.timeline import SCORING, UPDATE, Timeline
 from mlagent_jax.rl.token_cut import row_lengths
 from mlagent_jax.train.state import Params
 
@@ -41,6 +45,7 @@ class Learner:
       graphdef: of the model.
       model_cfg: its shape.
       sft_params: initial policy; also initialises the critic and stays as reference.
+      timeline: gets what the device did when.
 
     Raises:
       ConfigError: the mesh fits neither the model nor the micro-batches.
@@ -53,6 +58,7 @@ class Learner:
         graphdef: Any,
         model_cfg: ModelConfig,
         sft_params: Params,
+        timeline: Timeline | None = None,
     ) -> None:
         cfg, temperature = config.ppo, config.sample.temperature
         mesh = make_mesh(config.mesh)
@@ -78,6 +84,9 @@ class Learner:
             shardings,
         )
         self._cfg = cfg
+        self._timeline = Timeline() if timeline is None else timeline
+        self._begun: _Scoring | None = None
+        self._waiter = ThreadPoolExecutor(1, "scoring")
         self._mesh = mesh
         self._seed = config.seed
         self._rows_sharding = batch_sharding(mesh)
@@ -103,6 +112,16 @@ class Learner:
         """Returns the state before the first update."""
         return self._init(self._ref_params)
 
+    def begin(self, state: PpoState, samples: Sequence[TokenSample | None]) -> None:
+        """Starts scoring the replies of the next `update`, and does not wait for it.
+
+        Args:
+          state: of that update.
+          samples: one a row of its rollout; rewards are not looked at.
+        """
+        with jax.set_mesh(self._mesh):
+            self._begun = self._start_scoring(state, samples)
+
     def update(
         self, state: PpoState, rollout: Rollout
     ) -> tuple[PpoState, dict[str, float]]:
@@ -113,15 +132,16 @@ class Learner:
     def _update(
         self, state: PpoState, rollout: Rollout
     ) -> tuple[PpoState, dict[str, float]]:
-        start = monotonic()
-        padded = pad_samples(rollout.token_samples(), self._cfg.seq_lens)
+        samples = rollout.token_samples()
+        scoring, self._begun = self._begun, None
+        if scoring is None or not scoring.is_of(samples):
+            scoring = self._start_scoring(state, samples)
+        padded = pad_samples(samples, (scoring.seq_len,))
         lengths = row_lengths(padded.segment_ids_BT)
         batch = place(padded, self._rows_sharding)
-        scores = self._passes.score(state, self._ref_params, batch, lengths)
-        ppo_batch, estimates = jax.block_until_ready(
-            self._estimate(batch, scores, state.kl_coef)
-        )
+        score_s = scoring.seconds.result()
         scored = monotonic()
+        ppo_batch, estimates = self._estimate(batch, scoring.scores, state.kl_coef)
         is_warmup = rollout.update < self._cfg.critic_warmup_updates
         steps: list[dict[str, Array]] = []
         for rows in minibatch_rows(self._cfg, self._seed, rollout.update):
@@ -136,9 +156,33 @@ class Learner:
                 kl_coef = self._adapt(state.kl_coef, estimates["kl_to_reference"])
                 state = dataclasses.replace(state, kl_coef=kl_coef)
         metrics["seq_len"] = float(batch.tokens_BT.shape[1])
-        metrics["score_s"] = scored - start
-        metrics["update_s"] = monotonic() - scored
+        end = monotonic()
+        self._timeline.add(UPDATE, "update", scored, end)
+        metrics["score_s"] = score_s
+        metrics["update_s"] = end - scored
         return state, metrics
+
+    def _start_scoring(
+        self, state: PpoState, samples: Sequence[TokenSample | None]
+    ) -> "_Scoring":
+        start = monotonic()
+        padded = pad_samples(samples, self._cfg.seq_lens)
+        lengths = row_lengths(padded.segment_ids_BT)
+        batch = place(padded, self._rows_sharding)
+        scores = self._passes.score(state, self._ref_params, batch, lengths)
+
+        def wait() -> float:
+            jax.block_until_ready(scores)
+            end = monotonic()
+            self._timeline.add(SCORING, "scoring", start, end)
+            return end - start
+
+        return _Scoring(
+            samples=samples,
+            seq_len=padded.tokens_BT.shape[1],
+            scores=scores,
+            seconds=self._waiter.submit(wait),
+        )
 
     def _adapted_kl_coef(self, kl_coef: Array, kl: Array) -> Array:
         target = self._cfg.kl.target
@@ -149,6 +193,33 @@ class Learner:
             target=target,
             horizon=self._cfg.kl.horizon,
             num_samples=self._cfg.rows_per_update,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Scoring:
+    """Scores that the device is computing, or has computed.
+
+    Attributes:
+      samples: of which replies, one a row.
+      seq_len: that rows were padded to.
+      scores: for `estimate`.
+      seconds: from the start to the end of it.
+    """
+
+    samples: Sequence[TokenSample | None]
+    seq_len: int
+    scores: Scores
+    seconds: Future[float]
+
+    def is_of(self, samples: Sequence[TokenSample | None]) -> bool:
+        """Returns whether each of `samples` was scored in its row."""
+        return len(samples) == len(self.samples) and all(
+            sample is None
+            or scored is not None
+            and (list(sample.prompt), list(sample.reply))
+            == (list(scored.prompt), list(scored.reply))
+            for sample, scored in zip(samples, self.samples, strict=True)
         )
 
 

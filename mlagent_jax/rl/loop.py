@@ -5,7 +5,8 @@ One update is four stages:
 1. sample      Draw states from the pool. The policy writes one action for each; CPU
                workers execute it while the sampler goes on.      `rollout`
 2. score       The trainer computes the log-probabilities of those replies under the
-               policy and the frozen reference, and the critic's values.     `ppo`
+               policy and the frozen reference, and the critic's values, while the
+               last scripts run.                                            `learner`
 3. advantages  Step reward on the last token of each reply, KL penalty on every one;
                generalized advantage estimates, whitened.    `advantages`, `ppo`
 4. update      Clipped policy and value losses on shuffled minibatches.
@@ -17,8 +18,9 @@ follows from (seed, update), so a run that was killed ends with the same paramet
 `rollout_source` may move stage 1 of an update into stage 4 of the one before.
 """
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
@@ -43,15 +45,21 @@ from mlagent_jax.parallel.hosts import Replica
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.policy.base import Policy
 from mlagent_jax.policy.local import LocalPolicy
+from mlagent_jax.rl.batch import TokenSample
 from mlagent_jax.rl.collect import collect_rollout
 from mlagent_jax.rl.learner import Learner
 from mlagent_jax.rl.own_states import OwnStates
 from mlagent_jax.rl.ppo import PpoState
 from mlagent_jax.rl.probe import ScoreTrajectory, run_probe
 from mlagent_jax.rl.records import UpdateLog
-from mlagent_jax.rl.rollout import Rollout, rollout_metrics, rollout_records
+from mlagent_jax.rl.rollout import (
+    OnSampled,
+    Rollout,
+    rollout_metrics,
+    rollout_records,
+)
 from mlagent_jax.rl.rollout_source import CollectRollout, RolloutSource
-from mlagent_jax.rl.timeline import SCORING, UPDATE, Timeline
+from mlagent_jax.rl.timeline import Timeline
 from mlagent_jax.text.tokenizer import Tokenizer
 from mlagent_jax.train.checkpoint import Checkpoints, fingerprint, load_params
 from mlagent_jax.train.lm import Progress, abstract_on_mesh
@@ -133,8 +141,16 @@ def run_ppo(
 
         timeline = Timeline()
 
-        def collect(update: int, params: Params) -> Rollout:
+        def collect(
+            update: int, params: Params, on_sampled: OnSampled | None
+        ) -> Rollout:
             policy.set_params(replica.copy(params))
+
+            def sampled(samples: Sequence[TokenSample | None]) -> None:
+                policy.release()  # leaves the device's memory to the learner
+                if on_sampled is not None:
+                    on_sampled(samples)
+
             rollout = collect_rollout(
                 update,
                 config=config,
@@ -145,8 +161,9 @@ def run_ppo(
                 store=store,
                 stop=stop,
                 timeline=timeline,
+                on_sampled=sampled,
             )
-            policy.release()  # leaves the device's memory to the update
+            policy.release()  # if several hosts, or several steps, were sampled
             return rollout
 
         def probe(params: Params) -> list[dict[str, Any]]:
@@ -230,7 +247,11 @@ def train_ppo(
     cfg, stop = config.ppo, stop or StopSignal()
     timeline = Timeline() if timeline is None else timeline
     learner = Learner(
-        config, graphdef=graphdef, model_cfg=model_cfg, sft_params=sft_params
+        config,
+        graphdef=graphdef,
+        model_cfg=model_cfg,
+        sft_params=sft_params,
+        timeline=timeline,
     )
     identity = _identity(config, sft_params)
     with ExitStack() as stack:
@@ -263,7 +284,9 @@ def train_ppo(
                     raise stop.error(f"ppo before update {update + 1}")
                 _probe_if_due(cfg, update, probe, state, probes, train_s)
                 start = monotonic()
-                rollout = source.take(update, state.actor.params)
+                rollout = source.take(
+                    update, state.actor.params, functools.partial(learner.begin, state)
+                )
             except RunInterruptedError:
                 source.save(checkpoints.steps())
                 checkpoints.save(update, state, meta)
@@ -275,7 +298,6 @@ def train_ppo(
             if update + 1 < cfg.num_updates:
                 source.begin(update + 1, state.actor.params)
             state, metrics = learner.update(state, rollout)
-            _record_update(timeline, metrics)
             source.wait()
             metrics["idle_frac"] = timeline.idle_frac(start, monotonic())
             train_s += monotonic() - start
@@ -294,14 +316,6 @@ def train_ppo(
         checkpoints.wait()
         _probe_if_due(cfg, cfg.num_updates, probe, state, probes, train_s)
     return state
-
-
-def _record_update(timeline: Timeline, metrics: Mapping[str, float]) -> None:
-    """Records the learner's stages, which have just ended."""
-    end = monotonic()
-    scored = end - metrics["update_s"]
-    timeline.add(SCORING, "scoring", scored - metrics["score_s"], scored)
-    timeline.add(UPDATE, "update", scored, end)
 
 
 def _probe_if_due(

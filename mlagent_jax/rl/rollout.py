@@ -7,7 +7,7 @@ the learner reads.
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from mlagent_jax.env.reward import Reward
 from mlagent_jax.policy.base import Reply
 from mlagent_jax.rl.batch import TokenSample
 from mlagent_jax.types import Outcome, State, StepRecord, Task
+
+# Gets the tokens of every sample, with rewards yet unknown; None without a reply.
+OnSampled = Callable[[Sequence[TokenSample | None]], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,18 @@ def derive_seed(*parts: object) -> int:
     """Returns a seed below 2**31 that depends on every part and on nothing else."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+
+
+def reply_tokens(reply: Reply) -> TokenSample | None:
+    """Returns the tokens of a reply whose reward is not known; None if it has none."""
+    if reply.finish in ("error", "prompt_too_long"):
+        return None
+    return TokenSample(
+        prompt=reply.prompt_tokens,
+        reply=reply.tokens,
+        logprobs=reply.logprobs,
+        reward=0.0,
+    )
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:

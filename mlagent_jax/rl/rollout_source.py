@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from mlagent_jax.errors import DataError
-from mlagent_jax.rl.rollout import DroppedSample, Rollout, Sample
+from mlagent_jax.rl.rollout import DroppedSample, OnSampled, Rollout, Sample
 from mlagent_jax.train.state import Params
 from mlagent_jax.types import from_json, to_json
 
-# (update, policy parameters) -> samples of the update
-CollectRollout = Callable[[int, Params], Rollout]
+# (update, policy parameters, what to call when all is sampled) -> samples of the update
+CollectRollout = Callable[[int, Params, OnSampled | None], Rollout]
 _PREFIX = "rollout-"
 
 
@@ -45,12 +45,16 @@ class RolloutSource:
         self._pool = ThreadPoolExecutor(1, "rollout")
         self._next: tuple[int, Future[Rollout]] | None = None
 
-    def take(self, update: int, params: Params) -> Rollout:
+    def take(
+        self, update: int, params: Params, on_sampled: OnSampled | None = None
+    ) -> Rollout:
         """Returns the rollout of `update`.
 
         Args:
           update: index of the update, from 0.
           params: policy as it is now; samples the rollout unless that was done ahead.
+          on_sampled: see `collect_rollout`; not called if this was done ahead, by a
+            policy that has been updated since.
 
         Raises:
           DataError: the run goes on from a checkpoint whose rollout in flight is
@@ -63,14 +67,14 @@ class RolloutSource:
             return future.result()
         if self._is_ahead and update > 0:
             return load_rollout(self._path(update))
-        return self._collect(update, params)
+        return self._collect(update, params, on_sampled)
 
     def begin(self, update: int, params: Params) -> None:
         """Starts collecting the rollout of `update`, if this is done ahead."""
         if self._is_ahead:
             # The update that runs meanwhile consumes the arrays it was given.
             params = jax.tree.map(jnp.copy, params)
-            self._next = update, self._pool.submit(self._collect, update, params)
+            self._next = update, self._pool.submit(self._collect, update, params, None)
 
     def wait(self) -> None:
         """Waits for what `begin` started; raises what it raised."""

@@ -19,7 +19,13 @@ from mlagent_jax.config import (
 from mlagent_jax.env.reward import Reward
 from mlagent_jax.model import qwen2
 from mlagent_jax.policy.base import Reply
-from mlagent_jax.rl.rollout import DroppedSample, Rollout, Sample, derive_seed
+from mlagent_jax.rl.rollout import (
+    DroppedSample,
+    Rollout,
+    Sample,
+    derive_seed,
+    reply_tokens,
+)
 from tests.samples import make_step, make_task
 
 CUES = (4, 5, 6, 7)
@@ -75,20 +81,15 @@ class Bandit:
         self._drop = drop
         self._sample = jax.jit(functools.partial(_sample_replies, self.graphdef))
 
-    def collect(self, update: int, params) -> Rollout:
+    def collect(self, update: int, params, on_sampled=None) -> Rollout:
         rng = np.random.default_rng(derive_seed(self._seed, "cues", update))
         cues = rng.choice(CUES, NUM_SAMPLES)
         prompts_BT = np.stack([np.full(NUM_SAMPLES, 3), cues], axis=1)
         key = jax.random.key(derive_seed(self._seed, "replies", update))
         params = jax.device_put(params, jax.devices()[0])
         tokens_BT, logprobs_BT = jax.device_get(self._sample(params, prompts_BT, key))
-        samples = []
-        for i, cue in enumerate(cues):
-            if i in self._drop:
-                samples.append(DroppedSample(state_id=f"{cue}@0", reason="env_failed"))
-                continue
-            reward = GOOD if tokens_BT[i, 2] == good_reply(cue) else BAD
-            reply = Reply(
+        replies = [
+            Reply(
                 request_id=str(i),
                 text=f"reply {tokens_BT[i, 2:]}",
                 finish="stop",
@@ -96,6 +97,16 @@ class Bandit:
                 tokens=tuple(int(t) for t in tokens_BT[i, 2:]),
                 logprobs=tuple(float(x) for x in logprobs_BT[i]),
             )
+            for i, cue in enumerate(cues)
+        ]
+        if on_sampled is not None:
+            on_sampled([reply_tokens(reply) for reply in replies])
+        samples = []
+        for i, (cue, reply) in enumerate(zip(cues, replies, strict=True)):
+            if i in self._drop:
+                samples.append(DroppedSample(state_id=f"{cue}@0", reason="env_failed"))
+                continue
+            reward = GOOD if tokens_BT[i, 2] == good_reply(cue) else BAD
             samples.append(
                 Sample(
                     state_id=f"{cue}@0",

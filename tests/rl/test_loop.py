@@ -140,7 +140,7 @@ def test_probes_are_made_first_last_and_every_few_updates(finished):
 def test_a_finished_run_does_nothing_more(finished):
     directory, state = finished
 
-    def collect(update, params):
+    def collect(update, params, on_sampled):
         raise AssertionError("nothing is left to do")
 
     again = train(directory, collect)
@@ -150,10 +150,10 @@ def test_a_finished_run_does_nothing_more(finished):
 def test_a_run_that_failed_goes_on_to_the_same_end(finished, tmp_path):
     bandit = Bandit()
 
-    def collect(update, params):
+    def collect(update, params, on_sampled):
         if update == 11:
             raise OSError("the network is down")
-        return bandit.collect(update, params)
+        return bandit.collect(update, params, on_sampled)
 
     with pytest.raises(OSError, match="network"):
         train(tmp_path, collect)
@@ -209,8 +209,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     bandit = Bandit()
 
-    def collect(update, params):
-        rollout = bandit.collect(update, params)
+    def collect(update, params, on_sampled):
+        rollout = bandit.collect(update, params, on_sampled)
         if update < 3:
             return rollout
         huge = Reward(total=3e38, parts={})
@@ -222,6 +222,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         assert checkpoints.steps() == [2]
     assert [m["step"] for m in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("by_tokens", [False, True])
+def test_scores_from_before_the_last_script_change_no_bit(tmp_path, by_tokens):
+    budget = {"micro_batch_tokens": 64} if by_tokens else {}
+    config = make_config(**SETTINGS | {"num_updates": 3} | budget)
+    bandit = Bandit(drop=(0, 7, 9))
+    early = train(tmp_path / "early", bandit.collect, config)
+
+    def collect(update, params, on_sampled):
+        return bandit.collect(update, params)
+
+    late = train(tmp_path / "late", collect, config)
+    jax.tree.map(np.testing.assert_array_equal, early, late)
+    assert_same_run(tmp_path / "early", tmp_path / "late")
 
 
 def test_dropped_samples_are_counted_and_cost_nothing_else(tmp_path):
@@ -249,9 +264,9 @@ def stale(tmp_path_factory):
     directory = tmp_path_factory.mktemp("stale")
     bandit, used = Bandit(), {}
 
-    def collect(update, params):
+    def collect(update, params, on_sampled):
         used[update] = jax.device_get(params["norm"]["scale"])
-        return bandit.collect(update, params)
+        return bandit.collect(update, params, on_sampled)
 
     train(directory, collect, config=make_config(**STALE))
     return directory, used
@@ -285,10 +300,10 @@ def test_a_stale_run_that_failed_goes_on_with_the_samples_in_flight(stale, tmp_p
     bandit = Bandit()
     config = make_config(**STALE)
 
-    def collect(update, params):
+    def collect(update, params, on_sampled):
         if update == 8:
             raise OSError("the network is down")
-        return bandit.collect(update, params)
+        return bandit.collect(update, params, on_sampled)
 
     with pytest.raises(OSError, match="network"):
         train(tmp_path, collect, config=config)
@@ -311,10 +326,10 @@ def test_a_stale_run_that_was_killed_twice_goes_on_to_the_same_end(
 def test_a_lost_rollout_in_flight_stops_the_run_with_advice(tmp_path):
     config = make_config(**STALE)
 
-    def collect(update, params):
+    def collect(update, params, on_sampled):
         if update == 5:
             raise OSError("the network is down")
-        return Bandit().collect(update, params)
+        return Bandit().collect(update, params, on_sampled)
 
     with pytest.raises(OSError, match="network"):
         train(tmp_path, collect, config=config)

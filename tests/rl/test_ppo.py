@@ -283,6 +283,20 @@ def test_a_minibatch_keeps_the_rows_of_a_sample_together():
         np.testing.assert_array_equal(getattr(part, field.name), whole[[5, 2]])
 
 
+def test_scores_of_other_replies_are_not_used():
+    bandit, params = Bandit(), make_policy_params()
+    learner = Learner(
+        make_config(), graphdef=bandit.graphdef, model_cfg=MODEL, sft_params=params
+    )
+    rollout = bandit.collect(0, params)
+    expected, _ = learner.update(learner.init_state(), rollout)
+    samples = rollout.token_samples()
+    state = learner.init_state()
+    learner.begin(state, [*samples[1:], samples[0]])  # each in another row
+    result, _ = learner.update(state, rollout)
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+
 def test_the_reference_outlives_the_states_made_from_it():
     bandit, params = Bandit(), make_policy_params()
     learner = Learner(

@@ -108,13 +108,16 @@ def answer_by_seed(request):
     ]
 
 
-def collect(world, answer, *, update=0, order_seed=0, delay=0, config=None):
+def collect(
+    world, answer, *, update=0, order_seed=0, delay=0, config=None, on_sampled=None
+):
     parts, environment = world
     return collect_rollout(
         update,
         config=config or rollout_config(),
         policy=FakePolicy(answer, delay=delay),
         workers=InlinePool(environment, order_seed),
+        on_sampled=on_sampled,
         **parts,
     )
 
@@ -245,6 +248,45 @@ def test_a_stored_rollout_comes_back_as_it_was(world, tmp_path):
     rollout = dataclasses.replace(rollout, samples=(*rollout.samples, None))
     save_rollout(tmp_path / "ppo" / "rollout-3.json", rollout)
     assert load_rollout(tmp_path / "ppo" / "rollout-3.json") == rollout
+
+
+def test_replies_can_be_scored_before_the_last_script_has_ended(world):
+    num_run, seen = [0], []
+
+    class Environment:
+        def step(self, state, reply):
+            num_run[0] += 1
+            return world[1].step(state, reply)
+
+    def answer(request):
+        if request.seed % 4 == 3:
+            finish = "prompt_too_long"
+            return Reply(request_id=request.id, text="", finish=finish, error=finish)
+        return Reply(
+            request_id=request.id,
+            text=write("right 40"),
+            finish="stop",
+            prompt_tokens=(1, 2),
+            tokens=(request.seed % 1000,),
+            logprobs=(-0.5,),
+        )
+
+    rollout = collect(
+        (world[0], Environment()),
+        answer,
+        delay=3,
+        on_sampled=lambda samples: seen.append((num_run[0], samples)),
+    )
+    [(num_before, samples)] = seen
+    assert num_before < num_run[0]
+    final = rollout.token_samples()
+    assert [s and s.reply for s in samples] == [s and s.reply for s in final]
+    assert all(s is None or s.reward == 0.0 for s in samples)
+    seen.clear()
+    episodes = rollout_config(mode="episode", episode_steps=3, states_per_update=2)
+    play_config = dataclasses.replace(rollout_config(), ppo=episodes.ppo)
+    collect(world, answer, config=play_config, on_sampled=seen.append)
+    assert seen == []
 
 
 def play(world, answer, **ppo):
