@@ -309,7 +309,7 @@ class _TimedPool:
         end = monotonic()
         for result in results:
             if isinstance(result.value, StepRecord):
-                start = end - result.value.env_s
+                start = end - result.seconds
                 self._timeline.add(EXECUTION, result.value.outcome, start, end)
         return results
 

@@ -22,6 +22,7 @@ from mlagent_jax.rl.rollout import (
     rollout_records,
 )
 from mlagent_jax.rl.rollout_source import load_rollout, save_rollout
+from mlagent_jax.rl.timeline import EXECUTION, Timeline
 from mlagent_jax.types import Outcome, to_json
 from tests.fakes import FakePolicy, make_fake_environment, make_graded_task
 from tests.rl.bandit import make_config
@@ -63,7 +64,7 @@ class InlinePool:
             value, error = self._environment.step(state, reply), ""
         except EnvUnavailableError as failure:
             value, error = None, str(failure)
-        return JobResult(job_id=job_id, value=value, error=error, seconds=0.0)
+        return JobResult(job_id=job_id, value=value, error=error, seconds=0.25)
 
 
 @pytest.fixture
@@ -108,17 +109,15 @@ def answer_by_seed(request):
     ]
 
 
-def collect(
-    world, answer, *, update=0, order_seed=0, delay=0, config=None, on_sampled=None
-):
+def collect(world, answer, *, update=0, order_seed=0, delay=0, config=None, **more):
     parts, environment = world
     return collect_rollout(
         update,
         config=config or rollout_config(),
         policy=FakePolicy(answer, delay=delay),
         workers=InlinePool(environment, order_seed),
-        on_sampled=on_sampled,
         **parts,
+        **more,
     )
 
 
@@ -287,6 +286,14 @@ def test_replies_can_be_scored_before_the_last_script_has_ended(world):
     play_config = dataclasses.replace(rollout_config(), ppo=episodes.ppo)
     collect(world, answer, config=play_config, on_sampled=seen.append)
     assert seen == []
+
+
+def test_an_execution_is_drawn_as_long_as_a_worker_was_at_it(world):
+    timeline = Timeline()
+    collect(world, answer_by_seed, timeline=timeline)
+    spans = [s for s in timeline.spans() if s.lane == EXECUTION]
+    assert len(spans) == NUM_STATES
+    assert all(s.end_s - s.start_s == pytest.approx(0.25) for s in spans)
 
 
 def play(world, answer, **ppo):
