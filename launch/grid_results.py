@@ -25,8 +25,8 @@ _GAINS = {
     "gain_held_out": "held-out gain %",
 }
 _BEST = {
-    "best_held_in": "held-in gain % (best on selection)",
-    "best_held_out": "held-out gain % (best on selection)",
+    "best_held_in": "held-in gain %, best",
+    "best_held_out": "held-out gain %, best",
 }
 _COLUMNS = {
     "end": _GAINS

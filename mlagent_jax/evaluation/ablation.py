@@ -209,7 +209,7 @@ def difference_table(ablation: Ablation, version: Version = "final") -> Table | 
     if not rows:
         return None
     suffix = "" if version == "final" else "_best"
-    counted = "" if version == "final" else ", best version on selection"
+    counted = "" if version == "final" else ", best version"
     return Table(
         name=f"ablation_{ablation.name}_differences{suffix}",
         title=f"{ablation.title}: against “{first.name}” of the same seed{counted}",

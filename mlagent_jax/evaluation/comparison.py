@@ -31,7 +31,7 @@ from mlagent_jax.types import Split
 Evaluations = Mapping[str, Sequence[EvalRecord]]
 Gains = Mapping[str, Sequence[float]]  # task id -> of its trajectories, in percent
 Version = Literal["final", "selected"]
-VERSION_NAMES: dict[Version, str] = {"final": "final", "selected": "best on selection"}
+VERSION_NAMES: dict[Version, str] = {"final": "final", "selected": "best"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,8 +177,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         ),
         rows=rows,
         note="The interval resamples trajectories and keeps the tasks fixed; the sign "
-        "test counts tasks. “Final” is the version that a trajectory ends with, “best "
-        "on selection” the one that its own feedback ranks first; both are measured on "
+        "test counts tasks. “Final” is the version that a trajectory ends with, “best” "
+        "the one that its own feedback ranks first; both are measured on "
         "the hidden test part.",
     )
 

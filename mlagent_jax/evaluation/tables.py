@@ -94,14 +94,14 @@ def overview_table(summary: Mapping[str, Any]) -> Table:
             "gain %",
             "95 % interval",
             "median of tasks",
-            "gain % (best on selection)",
-            "95 % interval (best)",
+            "best version %",
+            "its 95 % interval",
             "valid actions %",
             "step reward",
             "steps",
         ),
         rows=tuple(rows),
-        note="“Best on selection” counts the version of a trajectory that its own "
+        note="“Best” counts the version of a trajectory that its own "
         "feedback ranks first instead of the one that it ends with.",
     )
 

@@ -69,7 +69,7 @@ def test_the_best_version_is_compared_beside_the_final_one_if_it_is_another():
     rows = comparison_table([final, best]).rows
     assert [row[2:4] for row in rows] == [
         ("final", "+4.0"),
-        ("best on selection", "+6.0"),
+        ("best", "+6.0"),
     ]
     kept = {
         "ppo": make_records("ppo", best=7.0, a=[7.0]),
