@@ -148,7 +148,10 @@ def _cost(point: CurvePoint, cost: str) -> float:
 
 
 def spent_by_update(folder: Path, config: RunConfig) -> list[tuple[float, float]]:
-    """Returns (seconds, executions) before each update, and after the last."""
+    """Returns (seconds, executions) before each update, and after the last.
+
+    Scoring counts in full, though on one host it runs while the last scripts do.
+    """
     spent = [(0.0, 0.0)]
     for metrics in read_metrics(folder):
         scripts_s = metrics["script_all_s"] / config.env.num_workers
