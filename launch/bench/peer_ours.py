@@ -92,9 +92,11 @@ def make(work: Work, folder: Path) -> dict[str, Call]:
 
         return train
 
-    packed = trainer(
-        work.ragged_rows, batch_size=2, seq_lens=(shapes.longest,), is_packed=True
-    )
+    def packed() -> Call:
+        return trainer(
+            work.ragged_rows, batch_size=2, seq_lens=(shapes.longest,), is_packed=True
+        )
+
     return {
         "decode_uniform": sampler(work.uniform_prompts, [], shapes.batch, shapes.new),
         "decode_agent": sampler(
@@ -103,8 +105,8 @@ def make(work: Work, folder: Path) -> dict[str, Call]:
         "sft_uniform": trainer(
             work.uniform_rows, batch_size=shapes.batch, seq_lens=(shapes.seq,)
         ),
-        "sft_ragged": packed,
-        "sft_ragged_sorted": packed,
+        "sft_ragged": packed(),
+        "sft_ragged_sorted": packed(),  # a model of its own, as everybody trains there
     }
 
 
