@@ -24,6 +24,7 @@ _GAINS = {
     "gain_held_in": "held-in gain %",
     "gain_held_out": "held-out gain %",
 }
+_VALUE_NAMES: dict[Version, str] = {"final": "gain", "selected": "best"}
 _BEST = {
     "best_held_in": "held-in gain %, best",
     "best_held_out": "held-out gain %, best",
@@ -58,7 +59,7 @@ def measure_run(run: PlannedRun) -> AblationRun:
     for split in SPLITS:
         of_split = [r for r in records if r.split == split]
         if of_split:
-            for version, name in (("final", "gain"), ("selected", "best")):
+            for version, name in _VALUE_NAMES.items():
                 by_task = gains_by_task(of_split, split, version)
                 gains[version][split] = {t: tuple(g) for t, g in by_task.items()}
                 values[f"{name}_{split}"] = scores.stratified_mean(by_task).mean

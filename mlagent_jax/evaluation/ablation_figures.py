@@ -1,5 +1,6 @@
 """Figures of ablations: a row of points a variant, and curves where there are any."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mlagent_jax.evaluation.drawing import (
 from mlagent_jax.evaluation.tables import SPLIT_NAMES
 from mlagent_jax.types import Split
 
-_MAX_PANELS = 3
+_MAX_PANELS = 4
 _COLOR = "#1f9d78"
 _CURVE_STYLES = ("-", "--", ":", "-.")
 
@@ -60,6 +61,7 @@ def ablation_figure(ablation: Ablation, folder: Path) -> Figure:
             )
             axis.tick_params(axis="y", colors=INK)
             axis.set_ylim(len(names) - 0.4, -0.6)
+            _look_at_values(axis, variants, metric)
             axis.set_title(ablation.metrics[metric])
             clean(axis, grid="x")
         return finish(
@@ -67,11 +69,20 @@ def ablation_figure(ablation: Ablation, folder: Path) -> Figure:
             folder,
             name=f"ablation_{ablation.name}",
             title=ablation.title,
-            caption="Diamonds: mean over seeds with its 95 % interval (Student's t); "
-            "dots: single seeds; grey: what the others are compared with. "
-            + ablation.note,
+            caption="Diamonds: mean over seeds with its 95 % interval (Student's t), "
+            "which may go on beyond the panel; dots: single seeds; grey: what the "
+            "others are compared with. “Best”: the version of a trajectory that its "
+            f"own feedback ranks first. {ablation.note}".strip(),
             table=ablation_table(ablation),
         )
+
+
+def _look_at_values(axis: Any, variants: Sequence[Variant], metric: str) -> None:
+    """Fits a panel to the seeds: intervals of two are many times as wide."""
+    values = [r.values[metric] for v in variants for r in v.runs if metric in r.values]
+    if values and max(values) > min(values):
+        margin = 0.3 * (max(values) - min(values))
+        axis.set_xlim(min(values) - margin, max(values) + margin)
 
 
 def curve_figure(ablation: Ablation, folder: Path) -> Figure | None:
