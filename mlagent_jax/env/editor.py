@@ -149,7 +149,7 @@ class EditingPool:
     def _take_answer(self, answer: Reply) -> JobResult | None:
         """Hands a step on, or returns its failure if the editor failed."""
         asked = self._asked.pop(answer.request_id)
-        if answer.finish in ("error", "prompt_too_long"):
+        if not answer.is_answer:
             return JobResult(
                 job_id=answer.request_id,
                 value=None,

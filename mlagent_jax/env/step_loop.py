@@ -183,7 +183,7 @@ class StepLoop:
     def _take_reply(self, reply: Reply) -> Iterator[StepDone]:
         """Sends `reply` to the pool, or yields the step that ends without a record."""
         job = self._jobs[reply.request_id]
-        if reply.finish in ("error", "prompt_too_long"):
+        if not reply.is_answer:
             del self._jobs[job.id]
             error = reply.error or reply.finish
             yield StepDone(job=job, reply=reply, record=None, error=error)

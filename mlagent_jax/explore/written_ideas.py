@@ -157,7 +157,7 @@ def _ask(policy: Policy, request: Request) -> Reply:
     policy.submit(request)
     while True:
         for reply in policy.poll():
-            if reply.finish in ("error", "prompt_too_long"):
+            if not reply.is_answer:
                 raise PolicyError(f"{request.id}: {reply.error or reply.finish}")
             return reply
         time.sleep(_POLL_S)

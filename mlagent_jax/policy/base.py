@@ -62,6 +62,11 @@ class Reply:
     seconds: float = 0.0
     usage: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
 
+    @property
+    def is_answer(self) -> bool:
+        """Whether the policy said anything."""
+        return self.finish not in ("error", "prompt_too_long")
+
 
 class Policy(Protocol):
     """Answers every submitted request exactly once; used from one thread."""

@@ -100,7 +100,7 @@ def derive_seed(*parts: object) -> int:
 
 def reply_tokens(reply: Reply) -> TokenSample | None:
     """Returns the tokens of a reply whose reward is not known; None if it has none."""
-    if reply.finish in ("error", "prompt_too_long"):
+    if not reply.is_answer:
         return None
     return TokenSample(
         prompt=reply.prompt_tokens,
@@ -156,13 +156,10 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / max(len(numbers), 1)
 
 
-def _token_sample(sample: Sample) -> TokenSample:
-    return TokenSample(
-        prompt=sample.reply.prompt_tokens,
-        reply=sample.reply.tokens,
-        logprobs=sample.reply.logprobs,
-        reward=sample.reward.total,
-        duration_s=sample.duration_s,
+def _token_sample(sample: Sample) -> TokenSample | None:
+    tokens = reply_tokens(sample.reply)
+    return tokens and dataclasses.replace(
+        tokens, reward=sample.reward.total, duration_s=sample.duration_s
     )
 
 
