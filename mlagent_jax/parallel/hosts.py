@@ -43,7 +43,7 @@ def is_only() -> bool:
 
 def barrier(name: str) -> None:
     """Returns when all processes have called it with the same name."""
-    if jax.process_count() > 1:
+    if not is_only():
         multihost_utils.sync_global_devices(name)
 
 
@@ -53,7 +53,7 @@ def gather(value: T) -> list[T]:
     Args:
       value: anything that pickles. It travels between processes of one run only.
     """
-    if jax.process_count() == 1:
+    if is_only():
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = _allgather(np.asarray(len(data), np.int32))

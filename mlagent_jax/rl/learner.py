@@ -26,7 +26,7 @@ from mlagent_jax.parallel.sharding import (
     replicated,
     tree_shardings,
 )
-from mlagent_jax.rl.batch import Scores, TokenSample, pad_samples
+from mlagent_jax.rl.batch import RolloutBatch, Scores, TokenSample, pad_samples
 from mlagent_jax.rl.estimate import make_estimate_fn
 from mlagent_jax.rl.kl_control import adapt_kl_coef
 from mlagent_jax.rl.passes import Passes, RowPasses, TokenPasses
@@ -35,6 +35,8 @@ from mlagent_jax.rl.rollout import Rollout, derive_seed
 from mlagent_jax.rl.timeline import SCORING, UPDATE, Timeline
 from mlagent_jax.rl.token_cut import row_lengths
 from mlagent_jax.train.state import Params
+
+Samples = Sequence[TokenSample | None]  # one a row of an update
 
 
 class Learner:
@@ -85,7 +87,7 @@ class Learner:
         )
         self._cfg = cfg
         self._timeline = Timeline() if timeline is None else timeline
-        self._begun: _Scoring | None = None
+        self._begun: tuple[Samples, _Scoring] | None = None
         self._waiter = ThreadPoolExecutor(1, "scoring")
         self._mesh = mesh
         self._seed = config.seed
@@ -112,7 +114,7 @@ class Learner:
         """Returns the state before the first update."""
         return self._init(self._ref_params)
 
-    def begin(self, state: PpoState, samples: Sequence[TokenSample | None]) -> None:
+    def begin(self, state: PpoState, samples: Samples) -> None:
         """Starts scoring the replies of the next `update`, and does not wait for it.
 
         Args:
@@ -120,7 +122,9 @@ class Learner:
           samples: one a row of its rollout; rewards are not looked at.
         """
         with jax.set_mesh(self._mesh):
-            self._begun = self._start_scoring(state, samples)
+            batch, lengths = self._lay_out(samples, self._cfg.seq_lens)
+            scoring = self._start_scoring(state, batch, lengths)
+            self._begun = samples, scoring
 
     def update(
         self, state: PpoState, rollout: Rollout
@@ -133,12 +137,10 @@ class Learner:
         self, state: PpoState, rollout: Rollout
     ) -> tuple[PpoState, dict[str, float]]:
         samples = rollout.token_samples()
-        scoring, self._begun = self._begun, None
-        if scoring is None or not scoring.is_of(samples):
-            scoring = self._start_scoring(state, samples)
-        padded = pad_samples(samples, (scoring.seq_len,))
-        lengths = row_lengths(padded.segment_ids_BT)
-        batch = place(padded, self._rows_sharding)
+        scoring = self._take_begun(samples)
+        seq_lens = (scoring.seq_len,) if scoring else self._cfg.seq_lens
+        batch, lengths = self._lay_out(samples, seq_lens)
+        scoring = scoring or self._start_scoring(state, batch, lengths)
         score_s = scoring.seconds.result()
         scored = monotonic()
         ppo_batch, estimates = self._estimate(batch, scoring.scores, state.kl_coef)
@@ -162,13 +164,23 @@ class Learner:
         metrics["update_s"] = end - scored
         return state, metrics
 
+    def _take_begun(self, samples: Samples) -> "_Scoring | None":
+        """Returns what `begin` started, if that scores each of `samples` in its row."""
+        begun, self._begun = self._begun, None
+        return begun[1] if begun and _cover(begun[0], samples) else None
+
+    def _lay_out(
+        self, samples: Samples, seq_lens: Sequence[int]
+    ) -> tuple[RolloutBatch, np.ndarray]:
+        """Returns the samples on the mesh, and how many tokens each row has."""
+        padded = pad_samples(samples, seq_lens)
+        lengths = row_lengths(padded.segment_ids_BT)
+        return place(padded, self._rows_sharding), lengths
+
     def _start_scoring(
-        self, state: PpoState, samples: Sequence[TokenSample | None]
+        self, state: PpoState, batch: RolloutBatch, lengths: np.ndarray
     ) -> "_Scoring":
         start = monotonic()
-        padded = pad_samples(samples, self._cfg.seq_lens)
-        lengths = row_lengths(padded.segment_ids_BT)
-        batch = place(padded, self._rows_sharding)
         scores = self._passes.score(state, self._ref_params, batch, lengths)
 
         def wait() -> float:
@@ -178,8 +190,7 @@ class Learner:
             return end - start
 
         return _Scoring(
-            samples=samples,
-            seq_len=padded.tokens_BT.shape[1],
+            seq_len=batch.tokens_BT.shape[1],
             scores=scores,
             seconds=self._waiter.submit(wait),
         )
@@ -201,26 +212,25 @@ class _Scoring:
     """Scores that the device is computing, or has computed.
 
     Attributes:
-      samples: of which replies, one a row.
       seq_len: that rows were padded to.
       scores: for `estimate`.
       seconds: from the start to the end of it.
     """
 
-    samples: Sequence[TokenSample | None]
     seq_len: int
     scores: Scores
     seconds: Future[float]
 
-    def is_of(self, samples: Sequence[TokenSample | None]) -> bool:
-        """Returns whether each of `samples` was scored in its row."""
-        return len(samples) == len(self.samples) and all(
-            sample is None
-            or scored is not None
-            and (list(sample.prompt), list(sample.reply))
-            == (list(scored.prompt), list(scored.reply))
-            for sample, scored in zip(samples, self.samples, strict=True)
-        )
+
+def _cover(scored: Samples, samples: Samples) -> bool:
+    """Returns whether each of `samples` has its tokens in its place in `scored`."""
+    return len(samples) == len(scored) and all(
+        sample is None
+        or other is not None
+        and (list(sample.prompt), list(sample.reply))
+        == (list(other.prompt), list(other.reply))
+        for sample, other in zip(samples, scored, strict=True)
+    )
 
 
 def minibatch_rows(cfg: PpoConfig, seed: int, update: int) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ from mlagent_jax.rl.batch import TokenSample, pad_samples
 from mlagent_jax.rl.estimate import make_estimate_fn
 from mlagent_jax.rl.learner import Learner, minibatch_rows
 from mlagent_jax.rl.objective import make_score_fn, policy_loss
-from mlagent_jax.rl.passes import take_rows
+from mlagent_jax.rl.passes import RowPasses, take_rows
 from mlagent_jax.rl.ppo import PpoOptimizers, init_ppo_state, make_ppo_step
 from tests.rl.bandit import MODEL, NUM_SAMPLES, Bandit, make_config, make_policy_params
 
@@ -281,6 +281,24 @@ def test_a_minibatch_keeps_the_rows_of_a_sample_together():
     for field in dataclasses.fields(batch):
         whole = np.asarray(getattr(batch, field.name))
         np.testing.assert_array_equal(getattr(part, field.name), whole[[5, 2]])
+
+
+def test_an_update_takes_the_scores_that_were_begun(monkeypatch):
+    calls = []
+    score = RowPasses.score
+    monkeypatch.setattr(
+        RowPasses, "score", lambda self, *args: calls.append(1) or score(self, *args)
+    )
+    bandit, params = Bandit(drop=(0, 3)), make_policy_params()
+    learner = Learner(
+        make_config(), graphdef=bandit.graphdef, model_cfg=MODEL, sft_params=params
+    )
+    state = learner.init_state()
+    rollout = bandit.collect(0, params, functools.partial(learner.begin, state))
+    state, _ = learner.update(state, rollout)
+    assert len(calls) == 1
+    learner.update(state, rollout)  # nothing was begun for this one
+    assert len(calls) == 2
 
 
 def test_scores_of_other_replies_are_not_used():
