@@ -313,7 +313,7 @@ class Engine:
 
 
 def _in_order(requests: Sequence[PromptRequest]) -> list[PromptRequest]:
-    """Returns requests in the order in which they get rows: long prompts first.
+    """Returns requests with long prompts first; `_next_for` takes from both ends.
 
     A decode step costs what its longest row costs, so rows of about one length
     should meet; and those that share a first chunk follow each other, while some
