@@ -3,9 +3,11 @@
     python -m launch.ablate --config=configs/ablation_offline.py
     python -m launch.ablate --config=configs/ablation_offline.py --seed=0 --arm=ppo \
         --arm="paper v1 reward"   # a part of it; the rest can follow later
+    python -m launch.ablate --config=configs/ablation_offline.py \
+        --set ppo.num_updates=32 --set ppo.actor.peak_lr=2e-4   # as it was published
 
 Hardware: CPU cores only. A run of the quickstart takes a quarter of an hour on two, and
-this grid has 24 arms that share stages, times 3 seeds: about half a day on two cores
+this grid has 25 arms that share stages, times 3 seeds: about half a day on two cores
 that do nothing else (estimated from single runs), less in proportion on more. What was
 run of it: BUILD_NOTES.md, "Ablations". A first look: `--set ppo.num_updates=8`.
 """
@@ -70,6 +72,7 @@ def get_grid() -> Grid:
             Arm("rloo, 4 a state", (*_GROUPS, *_no_critic("rloo"))),
             Arm("one update stale", _STALE),
             Arm("shared value head", ("ppo.value_model=shared",)),
+            Arm("shorter", ("ppo.num_updates=32", "ppo.actor.peak_lr=2e-4")),
         ),
         comparisons=(
             Comparison("sft", "What RL adds to fine-tuning", ("sft only", "ppo")),
@@ -129,7 +132,7 @@ def get_grid() -> Grid:
             Comparison(
                 "learner",
                 "Other choices of the learner",
-                ("ppo", "one update stale", "shared value head"),
+                ("ppo", "one update stale", "shared value head", "shorter"),
             ),
         ),
     )

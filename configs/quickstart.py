@@ -103,7 +103,7 @@ def get_config() -> RunConfig:
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup_frac=0.05),
         ),
         ppo=PpoConfig(
-            num_updates=32,
+            num_updates=40,
             states_per_update=64,
             # Half of the states are its own: only there does it meet its own habits.
             pool=PoolConfig(own_frac=0.5),
@@ -113,7 +113,7 @@ def get_config() -> RunConfig:
             # `paper_v1` pays 0.5 for stopping, more than most edits are worth here.
             reward=RewardConfig(preset="bounded", floor=0.2),
             kl_coef=0.01,
-            actor=OptimizerConfig(peak_lr=2e-4, end_lr_frac=0.1),
+            actor=OptimizerConfig(peak_lr=3e-4, end_lr_frac=0.1),
             critic=OptimizerConfig(peak_lr=5e-4, end_lr_frac=1.0),
             critic_warmup_updates=1,
             probe_every=8,
