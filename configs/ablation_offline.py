@@ -6,7 +6,7 @@
     python -m launch.ablate --config=configs/ablation_offline.py \
         --set ppo.num_updates=32 --set ppo.actor.peak_lr=2e-4   # as it was published
 
-Hardware: CPU cores only. A run of the quickstart takes a quarter of an hour on two, and
+Hardware: CPU cores only. A run of the quickstart takes 15 to 25 minutes on two, and
 this grid has 25 arms that share stages, times 3 seeds: about half a day on two cores
 that do nothing else (estimated from single runs), less in proportion on more. What was
 run of it: BUILD_NOTES.md, "Ablations". A first look: `--set ppo.num_updates=8`.
