@@ -78,8 +78,8 @@ class PoolConfig:
     Attributes:
       own_frac: part of the drawn states that come from the policy's own traces.
       own_size: newest own states that are kept.
-      by_learnability: draws them by reward variance times headroom left; False
-        draws them evenly.
+      by_learnability: a task gives them by reward variance times headroom left;
+        False evenly. Tasks take turns either way.
     """
 
     own_frac: float = 0.0

@@ -114,16 +114,22 @@ class StatePool:
         rng = np.random.default_rng(seed)
         chosen: list[int] = []
         while len(chosen) < n:
-            chosen += _draw_round_robin(of_task, rng, n - len(chosen))
+            shuffled = {t: rng.permutation(of_task[t]) for t in sorted(of_task)}
+            chosen += take_in_turns(shuffled, rng, n - len(chosen))
         return [self.get(i) for i in chosen]
 
 
-def _draw_round_robin(
-    of_task: Mapping[str, list[int]], rng: np.random.Generator, n: int
+def take_in_turns(
+    of_task: Mapping[str, Sequence[int]], rng: np.random.Generator, n: int
 ) -> list[int]:
-    """Returns up to `n` distinct states, taking tasks in turn."""
-    names = sorted(name for name, states in of_task.items() if states)
-    queues = [rng.permutation(of_task[name]).tolist() for name in names]
+    """Returns up to `n` states, as many of each task as there are.
+
+    Args:
+      of_task: task id -> states; a task gives its last one first.
+      rng: deals out the turns of each round.
+      n: how many are wanted.
+    """
+    queues = [[int(state) for state in states] for states in of_task.values()]
     chosen: list[int] = []
     while len(chosen) < n and any(queues):
         for k in rng.permutation(len(queues)):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlagent_jax.config import PpoConfig
-from mlagent_jax.data.state_pool import PoolState, StatePool
+from mlagent_jax.data.state_pool import PoolState, StatePool, take_in_turns
 from mlagent_jax.env.advance import advance
 from mlagent_jax.rl.records import UpdateLog
 from mlagent_jax.rl.rollout import Rollout, Sample
@@ -107,16 +107,21 @@ class OwnStates:
         num_own = min(round(self._cfg.pool.own_frac * n), len(self._candidates))
         states = self._experts.sample(seed, n - num_own) if n > num_own else []
         rng = np.random.default_rng([seed, 1])
-        weights = np.ones(len(self._candidates))
+        chosen = take_in_turns(self._order_by_task(rng), rng, num_own)
+        return states + [self._candidates[i].state for i in sorted(chosen)]
+
+    def _order_by_task(self, rng: np.random.Generator) -> dict[str, list[int]]:
+        """Returns task id -> its candidates; a weighted draw's first one comes last."""
+        # Exponential times of arrival: sorted, they are a draw without replacement
+        # in which each next one is chosen in proportion to its rate.
+        arrivals = rng.exponential(size=len(self._candidates))
         if self._cfg.pool.by_learnability:
-            weights = np.array([c.learnability for c in self._candidates])
-            weights += _LEAST_WEIGHT
-        if num_own:
-            chosen = rng.choice(
-                len(weights), num_own, replace=False, p=weights / weights.sum()
-            )
-            states += [self._candidates[i].state for i in sorted(chosen)]
-        return states
+            rates = np.array([c.learnability for c in self._candidates])
+            arrivals /= rates + _LEAST_WEIGHT
+        of_task: dict[str, list[int]] = {task_id: [] for task_id in sorted(self._tasks)}
+        for i in np.argsort(-arrivals).tolist():
+            of_task[self._candidates[i].state.task.id].append(i)
+        return of_task
 
     def sample_starts(self, seed: int, n: int) -> list[PoolState]:
         """Returns `n` states before a first step; own traces begin there as well."""
