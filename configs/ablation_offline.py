@@ -3,13 +3,12 @@
     python -m launch.ablate --config=configs/ablation_offline.py
     python -m launch.ablate --config=configs/ablation_offline.py --seed=0 --arm=ppo \
         --arm="paper v1 reward"   # a part of it; the rest can follow later
-    python -m launch.ablate --config=configs/ablation_offline.py \
-        --set ppo.num_updates=32 --set ppo.actor.peak_lr=2e-4   # as it was published
 
 Hardware: CPU cores only. A run of the quickstart takes 15 to 25 minutes on two, and
-this grid has 25 arms that share stages, times 3 seeds: about half a day on two cores
+this grid has 28 arms that share stages, times 3 seeds: about half a day on two cores
 that do nothing else (estimated from single runs), less in proportion on more. What was
-run of it: BUILD_NOTES.md, "Ablations". A first look: `--set ppo.num_updates=8`.
+run of it, and by which code and settings: BUILD_NOTES.md, "Ablations". A first look:
+`--set ppo.num_updates=8`.
 """
 
 from mlagent_jax.config import Arm, Comparison, Grid
@@ -66,6 +65,7 @@ def get_grid() -> Grid:
             Arm("duration-aware", ("ppo.duration_aware=true",)),
             Arm("expert's states only", (_EXPERTS_STATES,)),
             Arm("own states drawn evenly", ("ppo.pool.by_learnability=false",)),
+            Arm("half own states", ("ppo.pool.own_frac=0.5", "ppo.pool.own_size=2048")),
             Arm("the paper's choices", ("ppo.reward.preset=paper_v1", _EXPERTS_STATES)),
             Arm("ppo, 4 a state", _GROUPS),
             Arm("grpo, 4 a state", (*_GROUPS, *_no_critic("grpo"))),
@@ -73,6 +73,8 @@ def get_grid() -> Grid:
             Arm("one update stale", _STALE),
             Arm("shared value head", ("ppo.value_model=shared",)),
             Arm("shorter", ("ppo.num_updates=32", "ppo.actor.peak_lr=2e-4")),
+            Arm("no entropy bonus", ("ppo.entropy_coef=0.0",)),
+            Arm("slower critic", ("ppo.critic.peak_lr=5e-4",)),
         ),
         comparisons=(
             Comparison("sft", "What RL adds to fine-tuning", ("sft only", "ppo")),
@@ -120,6 +122,7 @@ def get_grid() -> Grid:
                 (
                     "ppo",
                     "expert's states only",
+                    "half own states",
                     "own states drawn evenly",
                     "the paper's choices",
                 ),
@@ -132,7 +135,14 @@ def get_grid() -> Grid:
             Comparison(
                 "learner",
                 "Other choices of the learner",
-                ("ppo", "one update stale", "shared value head", "shorter"),
+                (
+                    "ppo",
+                    "one update stale",
+                    "shared value head",
+                    "shorter",
+                    "no entropy bonus",
+                    "slower critic",
+                ),
             ),
         ),
     )

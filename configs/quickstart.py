@@ -105,16 +105,17 @@ def get_config() -> RunConfig:
         ppo=PpoConfig(
             num_updates=40,
             states_per_update=64,
-            # Half of the states are its own: only there does it meet its own habits.
-            pool=PoolConfig(own_frac=0.5),
+            # Most states are its own, and recent: there it meets its own habits.
+            pool=PoolConfig(own_frac=0.75, own_size=256),
             minibatch_size=32,
             micro_batch_size=32,
             seq_lens=(448, 512, 608),
             # `paper_v1` pays 0.5 for stopping, more than most edits are worth here.
             reward=RewardConfig(preset="bounded", floor=0.2),
             kl_coef=0.01,
+            entropy_coef=0.01,
             actor=OptimizerConfig(peak_lr=3e-4, end_lr_frac=0.1),
-            critic=OptimizerConfig(peak_lr=5e-4, end_lr_frac=1.0),
+            critic=OptimizerConfig(peak_lr=2e-3, end_lr_frac=1.0),
             critic_warmup_updates=1,
             probe_every=8,
             probe_trajectories=1,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlagent_jax.config import EnvConfig, RewardConfig
-from mlagent_jax.env.reward import compute_reward
+from mlagent_jax.env.reward import trajectory_rewards
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.env.step_loop import StepJob
 from mlagent_jax.evaluation.records import EvalRecord, score_trajectory
@@ -180,9 +180,7 @@ def _row(record: EvalRecord) -> str:
 
 
 def _score(trajectory: Trajectory, task: Task, store: SnapshotStore) -> EvalRecord:
-    rewards = tuple(
-        compute_reward(step, task, RewardConfig()).total for step in trajectory.steps
-    )
+    rewards = trajectory_rewards(trajectory, task, RewardConfig())
     return score_trajectory(trajectory, task, store, rewards)
 
 

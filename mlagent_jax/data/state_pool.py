@@ -12,7 +12,7 @@ import numpy as np
 
 from mlagent_jax.data.task_hashes import check_task_hashes
 from mlagent_jax.data.trajectories import TrajectoryFile
-from mlagent_jax.env.advance import advance
+from mlagent_jax.env.advance import advance, start_state
 from mlagent_jax.errors import DataError
 from mlagent_jax.types import State, Task, Trajectory
 
@@ -114,7 +114,10 @@ class StatePool:
         rng = np.random.default_rng(seed)
         chosen: list[int] = []
         while len(chosen) < n:
-            shuffled = {t: rng.permutation(of_task[t]) for t in sorted(of_task)}
+            shuffled = {
+                task: rng.permutation(of_task[task]).tolist()
+                for task in sorted(of_task)
+            }
             chosen += take_in_turns(shuffled, rng, n - len(chosen))
         return [self.get(i) for i in chosen]
 
@@ -122,14 +125,14 @@ class StatePool:
 def take_in_turns(
     of_task: Mapping[str, Sequence[int]], rng: np.random.Generator, n: int
 ) -> list[int]:
-    """Returns up to `n` states, as many of each task as there are.
+    """Returns up to `n` states, taking one of each task in turn.
 
     Args:
       of_task: task id -> states; a task gives its last one first.
       rng: deals out the turns of each round.
       n: how many are wanted.
     """
-    queues = [[int(state) for state in states] for states in of_task.values()]
+    queues = [list(states) for states in of_task.values()]
     chosen: list[int] = []
     while len(chosen) < n and any(queues):
         for k in rng.permutation(len(queues)):
@@ -140,12 +143,7 @@ def take_in_turns(
 
 def state_before(trajectory: Trajectory, num_steps: int) -> State:
     """Returns the state of a trajectory after its first `num_steps` steps."""
-    state = State(
-        task_id=trajectory.task_id,
-        task_version=trajectory.task_version,
-        snapshot=trajectory.start_snapshot,
-        score=trajectory.start_score,
-    )
+    state = start_state(trajectory)
     for step in trajectory.steps[:num_steps]:
         state = advance(state, step)
     return state

@@ -1,8 +1,27 @@
 """From a state and what was done there to the next state."""
 
 import dataclasses
+from collections.abc import Iterator
 
-from mlagent_jax.types import ActionKind, Outcome, State, StepRecord
+from mlagent_jax.types import ActionKind, Outcome, State, StepRecord, Trajectory
+
+
+def start_state(trajectory: Trajectory) -> State:
+    """Returns the state before the first step of a trajectory."""
+    return State(
+        task_id=trajectory.task_id,
+        task_version=trajectory.task_version,
+        snapshot=trajectory.start_snapshot,
+        score=trajectory.start_score,
+    )
+
+
+def walk(trajectory: Trajectory) -> Iterator[tuple[State, StepRecord]]:
+    """Yields every step of a trajectory with the state that it started from."""
+    state = start_state(trajectory)
+    for step in trajectory.steps:
+        yield state, step
+        state = advance(state, step)
 
 
 def advance(state: State, step: StepRecord) -> State:

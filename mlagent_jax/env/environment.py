@@ -228,7 +228,7 @@ class Environment:
             ),
             cache_check=effect.cache_check,
         )
-        return dataclasses.replace(step, reward_parts=reward_parts(step, task))
+        return dataclasses.replace(step, reward_parts=reward_parts(state, step, task))
 
     def close(self) -> None:
         """Closes the executor."""

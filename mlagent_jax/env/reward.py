@@ -10,7 +10,7 @@ never by text, then gives that class its value:
 | error | `SCRIPT_ERROR`, `INVALID_SUBMISSION` | 0 | -1 | -floor + milestones |
 | undo | a valid undo | 0.5 | 0 | -clip(-gain) |
 | neutral | valid, but no edit | 0.5 | 0 | 0 |
-| metric | an edit with a score | sigmoid(alpha * gain) | gain | clip(gain) - duration |
+| metric | an edit with a score | sigmoid(alpha * gain) | gain | clip(won) - duration |
 
 gain = sign * (m_{t+1} - m_t) / |best - baseline|: the part of the task's headroom that
 the edit won; 0 where a task has no headroom. `paper_v2` leaves it unclipped, so a large
@@ -19,7 +19,10 @@ floor * milestone * the part that a failed script reached of what the sandbox wa
 for: that it read data, ran to its end, wrote a submission. That it fitted a model
 cannot be seen from outside. In `bounded`, an undo gives back what the edit before it
 was paid for its score: going there and back earns nothing, and leaving a regression is
-as good as not having made it.
+as good as not having made it. An edit that leaves one wins no more by that than the
+undo would: of its gain, the part up to the best score that undoing could bring back
+counts for `floor` at most, the most that losing it has cost, and the part beyond it in
+full (`won`). Else a policy earns from breaking things to mend them.
 """
 
 import dataclasses
@@ -27,7 +30,16 @@ import math
 from typing import Final, Literal
 
 from mlagent_jax.config import RewardConfig
-from mlagent_jax.types import CORNER_CASES, ActionKind, Outcome, StepRecord, Task
+from mlagent_jax.env.advance import walk
+from mlagent_jax.types import (
+    CORNER_CASES,
+    ActionKind,
+    Outcome,
+    State,
+    StepRecord,
+    Task,
+    Trajectory,
+)
 
 PRESETS: Final = ("paper_v1", "paper_v2", "bounded")
 
@@ -55,6 +67,7 @@ class Reward:
 
 
 def compute_reward(
+    state: State,
     step: StepRecord,
     task: Task,
     cfg: RewardConfig,
@@ -64,6 +77,7 @@ def compute_reward(
     """Returns the reward of `step` under the preset `cfg.preset`.
 
     Args:
+      state: where the step started; `bounded` reads what can be undone there.
       step: the recorded step.
       task: its task; gives direction, headroom and time limit.
       cfg: preset and knobs.
@@ -84,18 +98,28 @@ def compute_reward(
             value = gain if step_class == "metric" else _PAPER_V2[step_class]
             parts = {step_class: value}
         case "bounded":
-            parts = _bounded_parts(step, step_class, gain, task, cfg)
+            parts = _bounded_parts(state, step, step_class, gain, task, cfg)
     if test_score is not None and step_class == "metric":
         parts["gap"] = -cfg.gap_weight * _gap(step.score_after, test_score, task, cfg)
     return Reward(total=sum(parts.values()), parts=parts)
 
 
-def reward_parts(step: StepRecord, task: Task) -> dict[str, dict[str, float]]:
+def reward_parts(
+    state: State, step: StepRecord, task: Task
+) -> dict[str, dict[str, float]]:
     """Returns preset -> parts of the reward of `step` under its default settings."""
     return {
-        preset: compute_reward(step, task, RewardConfig(preset=preset)).parts
+        preset: compute_reward(state, step, task, RewardConfig(preset=preset)).parts
         for preset in PRESETS
     }
+
+
+def trajectory_rewards(
+    trajectory: Trajectory, task: Task, cfg: RewardConfig
+) -> tuple[float, ...]:
+    """Returns the reward of every step of a trajectory."""
+    steps = walk(trajectory)
+    return tuple(compute_reward(state, step, task, cfg).total for state, step in steps)
 
 
 def _classify(step: StepRecord) -> _StepClass:
@@ -129,7 +153,18 @@ def _gap(
     return min(max(gap - cfg.gap_tolerance, 0.0), 1.0)
 
 
+def _won(state: State, gain: float, task: Task, cfg: RewardConfig) -> float:
+    """Returns what counts of an edit's gain, in units of the headroom."""
+    held = [task.sign * score for _, score in state.previous_snapshots]
+    if gain <= 0 or not held:
+        return gain
+    lost = max(max(held) - task.sign * state.score, 0.0) / task.headroom
+    regained = min(gain, lost)
+    return min(regained, cfg.floor) + gain - regained
+
+
 def _bounded_parts(
+    state: State,
     step: StepRecord,
     step_class: _StepClass,
     gain: float,
@@ -137,7 +172,8 @@ def _bounded_parts(
     cfg: RewardConfig,
 ) -> dict[str, float]:
     if step_class == "metric":
-        parts = {"metric": min(max(gain, -cfg.floor), cfg.clip)}
+        won = _won(state, gain, task, cfg)
+        parts = {"metric": min(max(won, -cfg.floor), cfg.clip)}
         if cfg.duration_weight and step.execution is not None:
             used_frac = min(step.execution.wall_s / task.limits.wall_s, 1.0)
             parts["duration"] = -cfg.duration_weight * used_frac

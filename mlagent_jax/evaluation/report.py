@@ -16,7 +16,7 @@ from markupsafe import Markup
 from mlagent_jax.config import RunConfig
 from mlagent_jax.data.jsonl import read_lines
 from mlagent_jax.data.trajectories import TrajectoryFile
-from mlagent_jax.env.reward import compute_reward
+from mlagent_jax.env.reward import trajectory_rewards
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.evaluation import comparison, costs, figures, paper_figures, tables
 from mlagent_jax.evaluation.ablation import (
@@ -162,10 +162,7 @@ def iter_entries(
             trajectory=trajectory,
             task=task,
             source="collected",
-            rewards=[
-                compute_reward(step, task, config.ppo.reward).total
-                for step in trajectory.steps
-            ],
+            rewards=trajectory_rewards(trajectory, task, config.ppo.reward),
             scores={},
             gain=None,
         )

@@ -13,7 +13,7 @@ from typing import Final
 from mlagent_jax.config import RunConfig
 from mlagent_jax.data.jsonl import heal
 from mlagent_jax.data.state_pool import StatePool
-from mlagent_jax.env.reward import compute_reward
+from mlagent_jax.env.reward import compute_reward, trajectory_rewards
 from mlagent_jax.env.runner import (
     StepJob,
     TrajectorySpec,
@@ -126,10 +126,7 @@ def evaluate_trajectories(
         make_attempt=make_search(config.eval.search, tasks) if is_search else None,
     ):
         task = tasks[trajectory.task_id]
-        rewards = tuple(
-            compute_reward(step, task, config.ppo.reward).total
-            for step in trajectory.steps
-        )
+        rewards = trajectory_rewards(trajectory, task, config.ppo.reward)
         final = "selection" if is_search else config.eval.final
         record = score_trajectory(trajectory, task, store, rewards, final)
         append_record(path, record)
@@ -206,7 +203,7 @@ def evaluate_fresh_states(
             task_id=task.id,
             sample=sample,
             outcome=step.outcome,
-            reward=compute_reward(step, task, config.ppo.reward).total,
+            reward=compute_reward(job.state, step, task, config.ppo.reward).total,
         )
         append_record(path, record)
         records.append(record)

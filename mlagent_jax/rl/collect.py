@@ -254,7 +254,9 @@ class _Stepper:
             task=task,
             reply=reply,
             step=step,
-            reward=compute_reward(step, task, cfg.reward, test_score=test_score),
+            reward=compute_reward(
+                pool_state.state, step, task, cfg.reward, test_score=test_score
+            ),
             state=pool_state.state,
             duration_s=cfg.duration_base_s + script_s,
         )

@@ -9,7 +9,7 @@ import pytest
 from mlagent_jax.config import RewardConfig
 from mlagent_jax.env.reward import compute_reward
 from mlagent_jax.types import Action, ActionKind, ExecResult, Outcome
-from tests.samples import make_edit, make_step, make_task
+from tests.samples import make_edit, make_state, make_step, make_task
 
 V1, V2 = RewardConfig(preset="paper_v1"), RewardConfig(preset="paper_v2")
 BOUNDED = RewardConfig(preset="bounded")
@@ -20,8 +20,17 @@ UNDO = Action(kind=ActionKind.UNDO)
 READ = Action(kind=ActionKind.READ, path="train.py")
 
 
-def total(step, cfg, task=TASK):
-    return compute_reward(step, task, cfg).total
+def reward_of(step, cfg, task=TASK, held=(), **kwargs):
+    """Returns the reward of a step; `held` are the scores that can be undone to."""
+    state = dataclasses.replace(
+        make_state(score=step.score_before),
+        previous_snapshots=tuple(("s", score) for score in held),
+    )
+    return compute_reward(state, step, task, cfg, **kwargs)
+
+
+def total(step, cfg, task=TASK, held=()):
+    return reward_of(step, cfg, task, held).total
 
 
 def executed(step, wall_s):
@@ -85,7 +94,7 @@ def test_v2_is_the_part_of_the_headroom_and_has_no_bounds():
 def test_bounded_clips_and_charges_for_time():
     cfg = dataclasses.replace(BOUNDED, clip=0.5, floor=0.5, duration_weight=0.2)
     step = executed(make_step(EDIT, 0.5, 0.9), wall_s=5.0)
-    reward = compute_reward(step, TASK, cfg)
+    reward = reward_of(step, cfg)
     assert reward.parts == {"metric": 0.5, "duration": pytest.approx(-0.05)}
     assert reward.total == pytest.approx(0.45)
     assert total(executed(make_step(EDIT, 0.9, 0.1), 99.0), cfg) == -0.7
@@ -119,7 +128,7 @@ def test_bounded_pays_failed_scripts_by_what_the_sandbox_saw(milestones, progres
         step = executed(make_step(EDIT, outcome=outcome), 1.0)
         execution = dataclasses.replace(step.execution, milestones=milestones)
         step = dataclasses.replace(step, execution=execution)
-        parts = compute_reward(step, TASK, BOUNDED).parts
+        parts = reward_of(step, BOUNDED).parts
         assert parts == {"error": -1.0, "milestone": pytest.approx(0.2 * progress)}
         assert [total(step, cfg) for cfg in (V1, V2)] == [0, -1]
 
@@ -135,15 +144,14 @@ def test_the_gap_penalty_punishes_what_looks_better_than_it_is(
     step = make_step(EDIT, 0.5, selection)
     for base in (V1, V2, BOUNDED):
         cfg = dataclasses.replace(base, gap_weight=0.5)
-        reward = compute_reward(step, TASK, cfg, test_score=test)
+        reward = reward_of(step, cfg, test_score=test)
         assert reward.parts["gap"] == pytest.approx(-penalty)
-        plain = compute_reward(step, TASK, cfg)
+        plain = reward_of(step, cfg)
         assert reward.total == pytest.approx(plain.total - penalty)
     mirrored = dataclasses.replace(TASK, direction="min", baseline=-0.5, best=-0.9)
     step = make_step(EDIT, -0.5, -selection)
-    reward = compute_reward(
-        step, mirrored, dataclasses.replace(V1, gap_weight=0.5), test_score=-test
-    )
+    cfg = dataclasses.replace(V1, gap_weight=0.5)
+    reward = reward_of(step, cfg, mirrored, test_score=-test)
     assert reward.parts["gap"] == pytest.approx(-penalty)
 
 
@@ -159,6 +167,47 @@ def test_bounded_pays_nothing_for_an_edit_and_its_undo(after):
     there, back = total(make_step(EDIT, 0.5, after), cfg), total(undo, cfg)
     assert there + back == 0
     assert (back > 0) == (after < 0.5)
+
+
+@pytest.mark.parametrize(
+    ("held", "before", "after", "won"),
+    [
+        # Headroom 0.4, floor 0.25. Up to what undoing brings back: the floor at most.
+        ((0.5,), 0.1, 0.5, 0.25),
+        ((0.5,), 0.1, 0.3, 0.25),
+        ((0.5,), 0.46, 0.5, 0.1),
+        ((0.5,), 0.1, 0.6, 0.25 + 0.25),  # and all that is beyond it
+        ((0.5, 0.7), 0.5, 0.6, 0.25),  # the best of the stack counts
+        ((0.7, 0.5), 0.6, 0.8, 0.25 + 0.25),
+        ((0.5,), 0.5, 0.6, 0.25),  # nothing was lost
+        ((0.5,), 0.6, 0.5, -0.25),  # losing costs what it did
+        ((0.5,), 0.1, 1.5, 1.0),  # the clip holds for both parts together
+        ((), 0.1, 0.5, 1.0),  # a task that begins there
+    ],
+)
+def test_what_was_lost_is_regained_for_the_floor_at_most(held, before, after, won):
+    cfg = dataclasses.replace(BOUNDED, floor=0.25)
+    step = make_step(EDIT, before, after)
+    assert total(step, cfg, held=held) == pytest.approx(won)
+    mirrored = dataclasses.replace(TASK, direction="min", baseline=-0.5, best=-0.9)
+    step = make_step(EDIT, -before, -after)
+    minus = [-score for score in held]
+    assert total(step, cfg, mirrored, minus) == pytest.approx(won)
+    for cfg in (V1, V2):  # the paper's do not know what was
+        step = make_step(EDIT, before, after)
+        assert total(step, cfg, held=held) == total(step, cfg)
+
+
+def test_breaking_and_mending_never_pays_in_bounded():
+    rng = random.Random(2)
+    cfg = dataclasses.replace(BOUNDED, floor=0.2)
+    for _ in range(500):
+        good, bad = sorted((rng.uniform(-2, 2), rng.uniform(-2, 2)), reverse=True)
+        there = total(make_step(EDIT, good, bad), cfg)
+        by_edit = total(make_step(EDIT, bad, good), cfg, held=[good])
+        by_undo = total(make_step(UNDO, bad, good, outcome=Outcome.INFO), cfg)
+        assert by_edit == pytest.approx(by_undo)
+        assert there + by_edit <= 1e-12
 
 
 def test_a_scored_run_is_no_edit():
@@ -192,7 +241,7 @@ def test_rewards_are_finite_and_the_sum_of_their_parts(preset):
     cfg = RewardConfig(preset=preset, duration_weight=0.3)
     for _ in range(500):
         task = make_task(baseline=rng.uniform(-9, 9), best=rng.uniform(-9, 9))
-        reward = compute_reward(_random_step(rng), task, cfg)
+        reward = reward_of(_random_step(rng), cfg, task)
         assert math.isfinite(reward.total)
         assert reward.total == sum(reward.parts.values())
         if preset == "paper_v1":
