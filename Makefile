@@ -14,7 +14,7 @@ PYTEST_JOBS ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile \
 .PHONY: quickstart test test-slow lint bench bubblewrap clean help
 
 help:
-	@echo "make quickstart  the whole method on this machine (15 to 25 minutes)"
+	@echo "make quickstart  the whole method on this machine (15 to 30 minutes)"
 	@echo "make test        all tests but the slow ones; make test-slow runs those"
 	@echo "make lint        ruff and pyright"
 	@echo "make bench       against transformers and Tunix on the same work"
