@@ -19,10 +19,11 @@ floor * milestone * the part that a failed script reached of what the sandbox wa
 for: that it read data, ran to its end, wrote a submission. That it fitted a model
 cannot be seen from outside. In `bounded`, an undo gives back what the edit before it
 was paid for its score: going there and back earns nothing, and leaving a regression is
-as good as not having made it. An edit that leaves one wins no more by that than the
-undo would: of its gain, the part up to the best score that undoing could bring back
-counts for `floor` at most, the most that losing it has cost, and the part beyond it in
-full (`won`). Else a policy earns from breaking things to mend them.
+as good as not having made it. An edit that leaves one wins no more by that than its
+undo would: of the edit's gain, the part up to the best score that undoing could bring
+back counts for `floor` at most, what one regression costs at most, and the part beyond
+it in full (`won`). Else a policy earns from breaking things to mend them. This holds
+edit by edit: whoever mends in several steps is still paid up to `floor` for each.
 """
 
 import dataclasses

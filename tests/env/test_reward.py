@@ -7,9 +7,15 @@ import random
 import pytest
 
 from mlagent_jax.config import RewardConfig
-from mlagent_jax.env.reward import compute_reward
+from mlagent_jax.env.reward import compute_reward, trajectory_rewards
 from mlagent_jax.types import Action, ActionKind, ExecResult, Outcome
-from tests.samples import make_edit, make_state, make_step, make_task
+from tests.samples import (
+    make_edit,
+    make_state,
+    make_step,
+    make_task,
+    make_trajectory,
+)
 
 V1, V2 = RewardConfig(preset="paper_v1"), RewardConfig(preset="paper_v2")
 BOUNDED = RewardConfig(preset="bounded")
@@ -198,7 +204,7 @@ def test_what_was_lost_is_regained_for_the_floor_at_most(held, before, after, wo
         assert total(step, cfg, held=held) == total(step, cfg)
 
 
-def test_breaking_and_mending_never_pays_in_bounded():
+def test_breaking_and_mending_by_one_edit_never_pays_in_bounded():
     rng = random.Random(2)
     cfg = dataclasses.replace(BOUNDED, floor=0.2)
     for _ in range(500):
@@ -208,6 +214,18 @@ def test_breaking_and_mending_never_pays_in_bounded():
         by_undo = total(make_step(UNDO, bad, good, outcome=Outcome.INFO), cfg)
         assert by_edit == pytest.approx(by_undo)
         assert there + by_edit <= 1e-12
+
+
+def test_a_trajectory_is_paid_for_what_could_be_undone_at_each_step():
+    cfg = dataclasses.replace(BOUNDED, floor=0.25)
+    steps = (
+        make_step(EDIT, 0.5, 0.1),
+        make_step(EDIT, 0.1, 0.6),  # regains 0.4 for the floor, wins 0.1 / 0.4
+        make_step(UNDO, 0.6, 0.1, outcome=Outcome.INFO),
+    )
+    trajectory = make_trajectory(steps=steps, start_score=0.5)
+    rewards = trajectory_rewards(trajectory, TASK, cfg)
+    assert rewards == pytest.approx((-0.25, 0.5, -1.0))
 
 
 def test_a_scored_run_is_no_edit():
