@@ -1,5 +1,6 @@
 """One finished run of the smallest config, shared by all end-to-end tests."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -16,9 +17,16 @@ TIMEOUT_S = 600.0
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    """Returns (run directory, what the pipeline printed)."""
-    workdir = tmp_path_factory.mktemp("straight") / "run"
-    return workdir, run_pipeline(workdir)
+    """Returns (run directory, what the pipeline printed); tests do not change it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # one for all workers of this session
+    workdir, output = folder / "straight", folder / "straight.txt"
+    with (folder / "straight.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # The first worker runs it, the others wait.
+        if not output.is_file():
+            output.write_text(run_pipeline(workdir))
+    return workdir, output.read_text()
 
 
 def pipeline_command(workdir: Path) -> list[str]:

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -88,8 +89,8 @@ def test_no_hidden_label_and_no_test_score_reaches_a_record_of_training(finished
     assert str(workdir) not in text
 
 
-def test_the_same_command_again_does_nothing_and_says_so(finished):
-    workdir, _ = finished
+def test_the_same_command_again_does_nothing_and_says_so(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
     before = exported(workdir)
     output = run_pipeline(workdir)
     assert output.count("done before") == len(STAGES)
