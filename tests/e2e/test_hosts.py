@@ -80,6 +80,7 @@ def read_rollouts(directory: Path) -> list[dict]:
     return [{name: record[name] for name in names} for record in records]
 
 
+@pytest.mark.slow
 def test_two_hosts_fine_tune_as_one(copy_run):
     one, two = copy_run("one", "sft", "ppo"), copy_run("two", "sft", "ppo")
     reference = start_stage("sft", one, *PAPERS_RATE, devices=DEVICES)

@@ -45,7 +45,8 @@ def assert_same_end(stage, prefix, ours, theirs) -> None:
     [
         ("sft", signal.SIGTERM, "params"),  # while the first update compiles
         pytest.param("sft", signal.SIGINT, "opt_state", marks=pytest.mark.slow),
-        ("ppo", signal.SIGTERM, "actor"),  # in a rollout or an update
+        # In a rollout or an update.
+        pytest.param("ppo", signal.SIGTERM, "actor", marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_stage_is_saved_and_continues_exactly(
