@@ -41,6 +41,13 @@ _PROGRAM = flags.DEFINE_enum(
     ["sft", "score", "ppo", "sample", "all"],
     "What to compile; all = everything that a PPO iteration keeps resident.",
 )
+_SHARED_TOKENS = flags.DEFINE_integer(
+    "shared_tokens",
+    None,
+    "With sample.num_prefixes: how many tokens of each prompt lie in a shared prefix; "
+    "by default all of the longest prompt, as several samples of one state have it.",
+    lower_bound=1,
+)
 _JSON = flags.DEFINE_string("json", None, "File for the numbers.")
 _HLO_DIR = flags.DEFINE_string("hlo_dir", None, "Folder for the compiled modules.")
 
@@ -101,7 +108,9 @@ def _compile_all(config: RunConfig, tpu_slice: Slice, which: str) -> bool:
         programs += [score] if which != "ppo" else []
         programs += [ppo] if which != "score" else []
     if which in ("sample", "all"):
-        programs += aot_programs.sample_programs(config, model, tpu_slice)
+        programs += aot_programs.sample_programs(
+            config, model, tpu_slice, _SHARED_TOKENS.value
+        )
     reports = [_compile(program) for program in programs]
     fits = all(report.fits for report in reports)
     result: dict[str, Any] = {

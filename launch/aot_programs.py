@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mlagent_jax.config import MeshConfig, ModelConfig, RunConfig
+from mlagent_jax.config import MeshConfig, ModelConfig, RunConfig, SampleConfig
 from mlagent_jax.data.pipeline import SftBatch
 from mlagent_jax.model import flops, qwen2
+from mlagent_jax.model.cache import Readers
 from mlagent_jax.model.critic import init_critic
 from mlagent_jax.parallel import topology
 from mlagent_jax.parallel.aot import Program
@@ -138,10 +139,25 @@ def ppo_programs(
 
 
 def sample_programs(
-    config: RunConfig, model: ModelConfig, tpu_slice: Slice
+    config: RunConfig,
+    model: ModelConfig,
+    tpu_slice: Slice,
+    shared_tokens: int | None = None,
 ) -> tuple[Program, Program]:
-    """Returns (prefill, decode) of one replica, with every row at full length."""
+    """Returns (prefill, decode) of one replica, with every row at full length.
+
+    Args:
+      config: its `sample` section is used.
+      model: as it is built on TPU.
+      tpu_slice: one host of it is a replica.
+      shared_tokens: how much of each prompt lies in a shared prefix, if
+        `sample.num_prefixes` keeps any; None for all of the longest prompt.
+    """
     cfg = config.sample
+    longest = cfg.prompt_buckets[-1]
+    shared = 0
+    if cfg.num_prefixes:
+        shared = longest if shared_tokens is None else min(shared_tokens, longest)
     host = Slice(chip=tpu_slice.chip, shape=tpu_slice.host_shape)
     tensor = max(
         n for n in tensor_sizes(model, host.num_chips) if host.num_chips % n == 0
@@ -154,18 +170,26 @@ def sample_programs(
     programs = make_programs(model, cfg, end_ids=(_END_ID,), mesh=mesh)
     weights = jax.eval_shape(programs.fuse, qwen2.abstract_params(model))
     weights = _placed(weights, weights_sharding(mesh, model))
-    capacity = cfg.prompt_buckets[-1] + cfg.max_reply_tokens
+    capacity = longest - shared + cfg.max_reply_tokens
     state = _placed(
-        jax.eval_shape(lambda: programs.init(capacity)), state_sharding(mesh)
+        jax.eval_shape(lambda: programs.init(capacity, shared)),
+        state_sharding(mesh, has_prefixes=shared > 0),
     )
     keep_B = _array(mesh, (cfg.num_slots,), bool)
+    readers = None
+    if shared:
+        rows_PN = _array(mesh, (cfg.num_prefixes, cfg.prefix_readers), jnp.int32)
+        places_B = _array(mesh, (cfg.num_slots,), jnp.int32)
+        readers = Readers(rows_PN=rows_PN, places_B=places_B)
     common: dict[str, Any] = {
         "mesh": mesh,
         "tpu_slice": host,
-        "held": {"parameters": weights, "kv_cache": state.cache},
+        "held": {"parameters": weights, "kv_cache": (state.cache, state.prefixes)},
         "settings": {
             "num_slots": cfg.num_slots,
             "capacity": capacity,
+            "num_prefixes": cfg.num_prefixes,
+            "shared_tokens": shared,
             "prefill_chunk": cfg.prefill_chunk,
         },
     }
@@ -182,9 +206,9 @@ def sample_programs(
         ),
         Program(
             name="decode",
-            lower=_on_mesh(mesh, programs.decode, weights, state, keep_B),
+            lower=_on_mesh(mesh, programs.decode, weights, state, keep_B, readers),
             model_flops=flops.decode_flops(
-                model, num_rows=cfg.num_slots, context=capacity
+                model, num_rows=cfg.num_slots, context=shared + capacity
             ),
             **common,
         ),
@@ -222,20 +246,21 @@ def _batch(record: type[Any], mesh: Mesh, num_rows: int, seq_len: int) -> Any:
     return record(**{name: array(name) for name in names})
 
 
-def _admission(cfg: Any, mesh: Mesh) -> decode.Admission:
+def _admission(cfg: SampleConfig, mesh: Mesh) -> decode.Admission:
     R = cfg.num_slots
     T = -(-cfg.prompt_buckets[-1] // cfg.prefill_chunk) * cfg.prefill_chunk
-    rows_R = _array(mesh, (R,), jnp.int32)
+    one_R: Any = _array(mesh, (R,), jnp.int32)
+    places = decode.Places(rows_R=one_R, sources_R=one_R, num_copied_R=one_R)
     arrays: dict[str, Any] = {
         "num": _array(mesh, (), jnp.int32),
-        "rows_R": rows_R,
         "tokens_RT": _array(mesh, (R, T), jnp.int32),
-        "lengths_R": rows_R,
-        "sources_R": rows_R,
-        "starts_R": rows_R,
+        "lengths_R": one_R,
+        "num_shared_R": one_R,
         "key_data_R2": _array(mesh, (R, 2), jnp.uint32),
     }
-    return decode.Admission(**arrays)
+    return decode.Admission(
+        **arrays, rows=places, prefixes=places if cfg.num_prefixes else None
+    )
 
 
 def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -189,6 +189,11 @@ class SampleConfig:
         refused. Few means few compiles.
       prefill_chunk: prompt tokens of one forward pass. Prompts share the prefill
         of what they have in common, in whole chunks.
+      num_prefixes: how many prefixes (the task's part of prompts, or the prompt of
+        several samples) are kept once for all sequences that start with them and are
+        decoded together. Saves memory and its traffic. 0: each sequence keeps its own.
+      prefix_readers: sequences that share one kept prefix at most; a prefix that more
+        of them start with is kept several times.
     """
 
     temperature: float = 1.0
@@ -200,6 +205,8 @@ class SampleConfig:
     steps_per_call: int = 16
     prompt_buckets: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384)
     prefill_chunk: int = 256
+    num_prefixes: int = 0
+    prefix_readers: int = 8
 
     def __post_init__(self) -> None:
         check(self.temperature >= 0, "sample.temperature", self.temperature, ">= 0")
@@ -210,9 +217,11 @@ class SampleConfig:
             "num_slots",
             "steps_per_call",
             "prefill_chunk",
+            "prefix_readers",
         ):
             value = getattr(self, name)
             check(value >= 1, f"sample.{name}", value, "a positive integer")
+        check(self.num_prefixes >= 0, "sample.num_prefixes", self.num_prefixes, ">= 0")
         buckets = self.prompt_buckets
         is_ok = len(buckets) > 0 and list(buckets) == sorted(set(buckets))
         check(is_ok, "sample.prompt_buckets", buckets, "ascending lengths")

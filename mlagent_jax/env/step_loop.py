@@ -7,7 +7,7 @@ sampled. `env.runner` builds whole trajectories and batches of steps on top.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from mlagent_jax.config import PromptConfig
@@ -16,7 +16,14 @@ from mlagent_jax.env.pool_jobs import JobResult
 from mlagent_jax.env.snapshots import SnapshotStore
 from mlagent_jax.policy.base import Policy, Reply, Request
 from mlagent_jax.text.profiles import get_profile
-from mlagent_jax.types import EditorCall, ProfileName, State, StepRecord, Task
+from mlagent_jax.types import (
+    EditorCall,
+    Message,
+    ProfileName,
+    State,
+    StepRecord,
+    Task,
+)
 
 # A policy whose `poll` comes back this fast did no work in it: wait a little.
 _FAST_POLL_S = 1e-3
@@ -55,12 +62,14 @@ class StepJob:
       state: where it starts.
       seed: determines the policy's choice.
       ideas: idea texts for the prompt, empty for none.
+      has_siblings: whether several jobs start in this very state.
     """
 
     id: str
     state: State
     seed: int
     ideas: tuple[str, ...] = ()
+    has_siblings: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,21 +147,28 @@ class StepLoop:
         self._jobs[job.id] = job
         task = self._tasks[job.state.task_id]
         shown = self._profile.window_snapshot(job.state, self._prompt)
+        messages = self._profile.render_state(
+            task, job.state, self._script(task, shown), self._prompt, job.ideas
+        )
         self._policy.submit(
             Request(
                 id=job.id,
-                messages=self._profile.render_state(
-                    task,
-                    job.state,
-                    self._script(task, shown),
-                    self._prompt,
-                    job.ideas,
-                ),
+                messages=messages,
                 seed=job.seed,
+                num_shared_turns=self._num_shared_turns(job, messages),
                 task_id=task.id,
                 script=self._script(task, job.state.snapshot),
             )
         )
+
+    def _num_shared_turns(self, job: StepJob, messages: Sequence[Message]) -> int:
+        """Returns how many turns of its prompt other jobs are likely to start with."""
+        if job.has_siblings:
+            return len(messages)
+        shown = self._profile.history_steps(self._prompt)
+        # The user turn tells of steps that are no turns of their own.
+        is_whole = shown is None or len(job.state.steps) <= shown
+        return 2 if is_whole else 1
 
     def submit_reset(self, task_id: str) -> None:
         """Asks the pool for the start of `task_id`."""

@@ -182,7 +182,14 @@ def evaluate_fresh_states(
             job_id = f"{pool_state.id}#{sample}"
             jobs[job_id] = (pool_state.id, sample)
             seed = _seed(config.seed, pool_state.id, sample)
-            todo.append(StepJob(id=job_id, state=pool_state.state, seed=seed, ideas=()))
+            todo.append(
+                StepJob(
+                    id=job_id,
+                    state=pool_state.state,
+                    seed=seed,
+                    has_siblings=config.eval.samples_per_state > 1,
+                )
+            )
     for job, _, step in run_steps(
         itertools.takewhile(lambda _: not stop_reason(), todo),
         policy=policy,

@@ -75,6 +75,20 @@ class RecentTokens:
     count: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Readers:
+    """Which row reads which of P shared prefixes, N rows each at most.
+
+    Attributes:
+      rows_PN: int32, the rows that read a prefix; any row fills the rest.
+      places_B: int32, where in the flat (P*N,) a row stands; P*N reads no prefix.
+    """
+
+    rows_PN: jax.Array
+    places_B: jax.Array
+
+
 def key_axis_on(platform: str) -> int:
     """Returns which axis of keys positions take on "cpu", "tpu" or "gpu"."""
     return 3 if platform == "cpu" else 2

@@ -5,24 +5,26 @@ in the cache and not what has been allocated. A piece without visible keys for a
 contributes exactly zero to it: a row's result does not depend, bit for bit, on the
 capacity or on the other rows' lengths. Keys lie as the cache says (`key_axis`).
 
+A prefix that rows share is read once for all of them (`attend_prefixes`), before what
+each row has of its own; sums over both are joined as those of two pieces are.
+
 Scores and softmax are float32.
 
-Axes: B rows, C rows of the cache, U positions of a piece or block, R recent tokens, T
-new tokens, K
-key/value heads, G query heads of each, M = G*T queries of one key/value head, H head
-width.
+Axes: B rows, C rows of the cache, P shared prefixes, N places for rows that read one,
+U positions of a piece or block, R recent tokens, T new tokens, K key/value heads, G
+query heads of each, M queries of one key/value head (G*T or N*G), H head width.
 """
 
 import jax
 import jax.numpy as jnp
 
-from mlagent_jax.model.cache import VALUE_AXIS, Pieces, piece_starts
+from mlagent_jax.model.cache import VALUE_AXIS, Pieces, Readers, piece_starts
 
 _MASKED = -1e30  # Finite, so that a query without visible keys gives no NaN.
 _BLOCK = 256
 
 # Of every query so far: greatest score, sum of weights, weighted sum of values.
-_Carry = tuple[jax.Array, jax.Array, jax.Array]
+Sums = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def attend_tokens(
@@ -36,6 +38,7 @@ def attend_tokens(
     *,
     end: jax.Array,
     key_axis: int,
+    sums: Sums | None = None,
 ) -> jax.Array:
     """Returns float32 out_BKGH of one new token a row.
 
@@ -50,34 +53,102 @@ def attend_tokens(
       end: int32 scalar; no row that matters sees this position of the cache or a
         later one. Those that see more get finite garbage.
       key_axis: of the positions in keys.
+      sums: over what came before the cache, from `attend_prefixes`; None for nothing.
     """
     B, G = q_BKGH.shape[0], q_BKGH.shape[2]
+    sums = _start(q_BKGH) if sums is None else sums
     last_BM = jnp.broadcast_to(lengths_B[:, None] - 1, (B, G))
-    carry = _start(q_BKGH)
+    sums = _add_pieces(
+        sums, q_BKGH, k_pieces, v_pieces, last_BM, end=end, key_axis=key_axis
+    )
+    # Last, since each row sees one of these: what a row without any visible position
+    # has added up until here is taken times zero.
+    last_BM = jnp.broadcast_to(newest, (B, G))
+    sums = _add_block(
+        sums, q_BKGH, recent_k, recent_v_BKRH, last_BM, 0, key_axis=key_axis
+    )
+    return _finish(sums)
+
+
+def attend_prefixes(
+    q_BKGH: jax.Array,
+    k_pieces: Pieces,
+    v_pieces: Pieces,
+    lengths_P: jax.Array,
+    readers: Readers,
+    *,
+    end: jax.Array,
+    key_axis: int,
+) -> Sums:
+    """Returns every row's sums over the prefix that it shares with others.
+
+    Keys and values of a prefix are read once for all of its rows (as Hydragen does,
+    arXiv 2402.05099), so that the products have N*G queries a head and not G.
+
+    Args:
+      q_BKGH: rotated queries.
+      k_pieces: one layer's rotated keys of the prefixes.
+      v_pieces: their values.
+      lengths_P: int32, positions of each.
+      readers: which row reads which.
+      end: int32 scalar; no prefix that matters is longer.
+      key_axis: of the positions in keys.
+    """
+    K, G, H = q_BKGH.shape[1:]
+    P, N = readers.rows_PN.shape
+    q_PKMH = q_BKGH[readers.rows_PN].swapaxes(1, 2).reshape(P, K, N * G, H)
+    sums_PKM = _add_pieces(
+        _start(q_PKMH),
+        q_PKMH,
+        k_pieces,
+        v_pieces,
+        jnp.broadcast_to(lengths_P[:, None] - 1, (P, N * G)),
+        end=end,
+        key_axis=key_axis,
+    )
+    has_prefix_B = readers.places_B < P * N
+
+    def to_rows(x_PKM: jax.Array, empty_BKG: jax.Array) -> jax.Array:
+        tail = empty_BKG.shape[3:]
+        x_PNKG = x_PKM.reshape(P, K, N, G, *tail).swapaxes(1, 2)
+        x_BKG = jnp.take(
+            x_PNKG.reshape(P * N, K, G, *tail), readers.places_B, axis=0, mode="clip"
+        )
+        is_kept = jnp.expand_dims(has_prefix_B, range(1, x_BKG.ndim))
+        return jnp.where(is_kept, x_BKG, empty_BKG)
+
+    return jax.tree.map(to_rows, sums_PKM, _start(q_BKGH))
+
+
+def _add_pieces(
+    sums: Sums,
+    q_BKMH: jax.Array,
+    k_pieces: Pieces,
+    v_pieces: Pieces,
+    last_BM: jax.Array,
+    *,
+    end: jax.Array,
+    key_axis: int,
+) -> Sums:
+    """Returns the sums with all pieces that begin before `end`."""
     for start, k, v_BKUH in zip(
         piece_starts(v_pieces, VALUE_AXIS), k_pieces, v_pieces, strict=True
     ):
 
         def add(
-            carry: _Carry, k: jax.Array, v_BKUH: jax.Array, start: int = start
-        ) -> _Carry:
+            sums: Sums, k: jax.Array, v_BKUH: jax.Array, start: int = start
+        ) -> Sums:
             return _add_block(
-                carry, q_BKGH, k, v_BKUH, last_BM, start, key_axis=key_axis
+                sums, q_BKMH, k, v_BKUH, last_BM, start, key_axis=key_axis
             )
 
         if start == 0:
-            carry = add(carry, k, v_BKUH)
+            sums = add(sums, k, v_BKUH)
         else:
-            carry = jax.lax.cond(
-                end > start, add, lambda carry, *_: carry, carry, k, v_BKUH
+            sums = jax.lax.cond(
+                end > start, add, lambda sums, *_: sums, sums, k, v_BKUH
             )
-    # Last, since each row sees one of these: what a row without any visible position
-    # has added up until here is taken times zero.
-    last_BM = jnp.broadcast_to(newest, (B, G))
-    carry = _add_block(
-        carry, q_BKGH, recent_k, recent_v_BKRH, last_BM, 0, key_axis=key_axis
-    )
-    return _finish(carry)
+    return sums
 
 
 def attend_chunk(
@@ -89,6 +160,7 @@ def attend_chunk(
     end: jax.Array,
     row: jax.Array,
     key_axis: int,
+    prefix: tuple[Pieces, Pieces, jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Returns float32 out_1KMH of a chunk of one row's prompt.
 
@@ -102,27 +174,35 @@ def attend_chunk(
       end: int32 scalar, one more than the greatest of them.
       row: int32 scalar, of the cache.
       key_axis: of the positions in keys.
+      prefix: what stands before the row's first position: the layer's keys and values
+        of shared prefixes, which of them, and its length (int32 scalars).
     """
-    carry = _start(q_1KMH)
-    for start, k, v_CKUH in zip(
-        piece_starts(v_pieces, VALUE_AXIS), k_pieces, v_pieces, strict=True
-    ):
-        carry = _add_piece(
-            carry,
-            q_1KMH,
-            k,
-            v_CKUH,
-            last_M,
-            start=start,
-            end=end,
-            row=row,
-            key_axis=key_axis,
-        )
-    return _finish(carry)
+    sums = _start(q_1KMH)
+    parts = [(k_pieces, v_pieces, row, end, last_M)]
+    if prefix is not None:
+        k_prefixes, v_prefixes, index, length = prefix
+        all_M = jnp.full_like(last_M, length - 1)
+        parts = [(k_prefixes, v_prefixes, index, length, all_M), *parts]
+    for keys, values, place, part_end, seen_M in parts:
+        for start, k, v_CKUH in zip(
+            piece_starts(values, VALUE_AXIS), keys, values, strict=True
+        ):
+            sums = _add_piece(
+                sums,
+                q_1KMH,
+                k,
+                v_CKUH,
+                seen_M,
+                start=start,
+                end=part_end,
+                row=place,
+                key_axis=key_axis,
+            )
+    return _finish(sums)
 
 
 def _add_piece(
-    carry: _Carry,
+    sums: Sums,
     q_1KMH: jax.Array,
     k: jax.Array,
     v_CKUH: jax.Array,
@@ -132,12 +212,12 @@ def _add_piece(
     end: jax.Array,
     row: jax.Array,
     key_axis: int,
-) -> _Carry:
+) -> Sums:
     """Returns the sums with the part of a piece before `end`, block by block."""
     length = v_CKUH.shape[VALUE_AXIS]
     U = min(_BLOCK, length)
 
-    def add(block: jax.Array | int, carry: _Carry) -> _Carry:
+    def add(block: jax.Array | int, sums: Sums) -> Sums:
         # The last block is moved back to fit; what it repeats is masked.
         first = jnp.minimum(block * U, length - U)
 
@@ -156,7 +236,7 @@ def _add_piece(
             return jax.lax.dynamic_slice(x, place, sizes)
 
         return _add_block(
-            carry,
+            sums,
             q_1KMH,
             cut(k, key_axis),
             cut(v_CKUH, VALUE_AXIS),
@@ -168,14 +248,14 @@ def _add_piece(
 
     if length > U:
         num_blocks = jnp.clip(-(-(end - start) // U), 0, -(-length // U))
-        return jax.lax.fori_loop(0, num_blocks, add, carry)
+        return jax.lax.fori_loop(0, num_blocks, add, sums)
     # A loop around a single block makes XLA copy the piece on CPU.
     if start == 0:
-        return add(0, carry)
-    return jax.lax.cond(end > start, lambda c: add(0, c), lambda c: c, carry)
+        return add(0, sums)
+    return jax.lax.cond(end > start, lambda c: add(0, c), lambda c: c, sums)
 
 
-def _start(q_BKMH: jax.Array) -> _Carry:
+def _start(q_BKMH: jax.Array) -> Sums:
     shape = q_BKMH.shape[:3]
     return (
         jnp.full(shape, _MASKED, jnp.float32),
@@ -185,7 +265,7 @@ def _start(q_BKMH: jax.Array) -> _Carry:
 
 
 def _add_block(
-    carry: _Carry,
+    sums: Sums,
     q_BKMH: jax.Array,
     k: jax.Array,
     v_BKUH: jax.Array,
@@ -194,9 +274,9 @@ def _add_block(
     num_repeated: jax.Array | int = 0,
     *,
     key_axis: int,
-) -> _Carry:
+) -> Sums:
     """Returns the sums with positions from `start` on, but the first repeated ones."""
-    max_BKM, sum_BKM, out_BKMH = carry
+    max_BKM, sum_BKM, out_BKMH = sums
     U, H = v_BKUH.shape[2:]
     is_seen_BMU = start + jnp.arange(U) <= last_BM[:, :, None]
     is_seen_BMU &= jnp.arange(U) >= num_repeated
@@ -223,6 +303,6 @@ def _add_block(
     )
 
 
-def _finish(carry: _Carry) -> jax.Array:
-    _, sum_BKM, out_BKMH = carry
+def _finish(sums: Sums) -> jax.Array:
+    _, sum_BKM, out_BKMH = sums
     return out_BKMH / sum_BKM[..., None]

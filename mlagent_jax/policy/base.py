@@ -21,6 +21,9 @@ class Request:
       id: names the reply; unique among the pending requests of a policy.
       messages: the chat, ending with a user turn.
       seed: determines the reply together with `messages`.
+      num_shared_turns: how many of the first messages other requests are likely to
+        start with, too; a sampler may keep those once for all. It follows from what is
+        asked, never from who else asks.
       task_id: which task; only the scripted expert reads it.
       script: text of the entry script as it is now; only the scripted expert
         reads it, because a chat with `history_steps` shows an older one.
@@ -29,6 +32,7 @@ class Request:
     id: str
     messages: tuple[Message, ...]
     seed: int
+    num_shared_turns: int = 0
     task_id: str = ""
     script: str = ""
 

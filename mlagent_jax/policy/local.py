@@ -40,6 +40,7 @@ class LocalPolicy:
         self.name = name
         self._tokenizer = tokenizer
         self._max_prompt_tokens = max_prompt_tokens
+        self._has_prefixes = cfg.num_prefixes > 0
         self._engine = Engine(
             graphdef,
             params,
@@ -73,7 +74,8 @@ class LocalPolicy:
                 )
             )
         else:
-            self._engine.submit(request.id, prompt, request.seed)
+            num_shared = self._num_shared(request, len(prompt))
+            self._engine.submit(request.id, prompt, request.seed, num_shared)
         self._prompts[request.id] = prompt, time.monotonic()
 
     def poll(self) -> list[Reply]:
@@ -94,6 +96,15 @@ class LocalPolicy:
         self._engine.close()
         self._prompts = {}
         self._refused = []
+
+    def _num_shared(self, request: Request, num_tokens: int) -> int:
+        """Returns how many tokens of the prompt the shared turns are."""
+        if not self._has_prefixes or not request.num_shared_turns:
+            return 0
+        if request.num_shared_turns >= len(request.messages):
+            return num_tokens
+        shared = request.messages[: request.num_shared_turns]
+        return len(self._tokenizer.encode_chat(shared, add_generation_prompt=False))
 
     def _to_reply(self, finished: Finished) -> Reply:
         prompt, start_s = self._prompts.pop(finished.id)

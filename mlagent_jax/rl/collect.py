@@ -193,12 +193,13 @@ class _Stepper:
           RunInterruptedError: the run was asked to end on some host.
         """
         numbers = range(len(states)) if numbers is None else numbers
+        cfg = self._config.ppo
         jobs = [
             StepJob(
                 id=f"{seed_part}/{number:05d}",
                 state=pool_state.state,
                 seed=derive_seed(self._config.seed, seed_part, number),
-                ideas=(),
+                has_siblings=cfg.mode == "step" and cfg.samples_per_state > 1,
             )
             for number, pool_state in zip(numbers, states, strict=True)
         ]

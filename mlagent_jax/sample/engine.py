@@ -7,8 +7,9 @@ caller's thread; several run in threads, each while the others are collected.
 
 A request whose prompt starts like one that some row of its lane still holds, live or
 not, copies that part of the cache; samples of one state pay for one prefill a lane.
-Replies do not depend on who sits where or on what is copied: same weights, tokens and
-seed, same reply, bit for bit.
+What a request declares as shared is kept once a lane for all that start with it, and
+read once a step. Replies do not depend on who sits where, on what is copied or on who
+shares: same weights, tokens, declared length and seed, same reply, bit for bit.
 
 Not for text (policy/local.py) and not for several hosts (parallel/hosts.py).
 """
@@ -125,12 +126,16 @@ class Engine:
                 f"num_lanes = {num_lanes}: expected a divisor of sample.num_slots = "
                 f"{cfg.num_slots}"
             )
-        lane_cfg = dataclasses.replace(cfg, num_slots=cfg.num_slots // num_lanes)
+        lane_cfg = dataclasses.replace(
+            cfg,
+            num_slots=cfg.num_slots // num_lanes,
+            num_prefixes=-(-cfg.num_prefixes // num_lanes),
+        )
         self._programs = make_programs(model_cfg, lane_cfg, self._end_ids, mesh)
         self._lanes = [Lane(self._programs, lane_cfg, pad_id) for _ in range(num_lanes)]
         self._threads = ThreadPoolExecutor(num_lanes) if num_lanes > 1 else None
         self._running: dict[Lane, Future[list[RowOutput]]] = {}
-        self._capacity = 0
+        self._capacities = (0, 0)
         self._weights: DecoderWeights | None = None
         self._submitted: list[PromptRequest] = []
         self._waiting: collections.deque[PromptRequest] = collections.deque()
@@ -157,7 +162,9 @@ class Engine:
         for lane in self._lanes:
             lane.drop_prefixes()
 
-    def submit(self, request_id: str, tokens: Sequence[int], seed: int) -> None:
+    def submit(
+        self, request_id: str, tokens: Sequence[int], seed: int, num_shared: int = 0
+    ) -> None:
         """Queues a prompt.
 
         Args:
@@ -165,14 +172,19 @@ class Engine:
           tokens: the prompt, at least one token.
           seed: determines the reply together with the prompt; any integer, used
             modulo 2**64.
+          num_shared: how many of its first tokens other requests are likely to start
+            with, too; of use where `cfg.num_prefixes` is not 0. May change the last
+            bits of log-probabilities, so it should follow from the prompt alone.
 
         Raises:
-          ValueError: no token, or the id is pending.
+          ValueError: no token, the id is pending, or `num_shared` is negative.
         """
         if not tokens:
             raise ValueError(f"request {request_id!r}: the prompt has no token")
         if request_id in self._pending_ids:
             raise ValueError(f"request {request_id!r} is already pending")
+        if num_shared < 0:
+            raise ValueError(f"request {request_id!r}: num_shared = {num_shared} < 0")
         self._pending_ids.add(request_id)
         if len(tokens) > self._cfg.prompt_buckets[-1]:
             self._rejected.append(
@@ -184,8 +196,11 @@ class Engine:
         seed %= 1 << 64
         key_data = (seed >> 32, seed & 0xFFFFFFFF)
         prompt_T = np.asarray(tokens, np.int32)
-        start = prompt_T[: self._cfg.prefill_chunk].tobytes()
-        self._submitted.append(PromptRequest(request_id, prompt_T, key_data, start))
+        num_shared = self._num_kept(num_shared, len(tokens) - 1)
+        start = prompt_T[: num_shared or self._cfg.prefill_chunk].tobytes()
+        self._submitted.append(
+            PromptRequest(request_id, prompt_T, key_data, num_shared, start)
+        )
 
     def num_pending(self) -> int:
         """Returns how many submitted requests `step` has not returned yet."""
@@ -227,30 +242,47 @@ class Engine:
         self._running = {}
         for lane in self._lanes:
             lane.close()
-        self._capacity = 0
+        self._capacities = (0, 0)
         self._submitted = []
         self._waiting.clear()
         self._rejected = []
         self._pending_ids = set()
 
+    def _num_kept(self, num_shared: int, num_cached: int) -> int:
+        """Returns how many declared tokens the store keeps: whole chunks or all."""
+        if not self._cfg.num_prefixes:
+            return 0
+        if num_shared >= num_cached:
+            return num_cached
+        return num_shared - num_shared % self._cfg.prefill_chunk
+
     def _share_out(self) -> None:
         """Gives waiting requests to the free rows of lanes that are not running."""
         if self._waiting:
-            longest = max(len(request.tokens_T) for request in self._waiting)
-            bucket = next(b for b in self._cfg.prompt_buckets if b >= longest)
-            capacity = bucket + self._cfg.max_reply_tokens
-            self._capacity = max(self._capacity, capacity)
+            longest = max(len(r.tokens_T) - r.num_shared for r in self._waiting)
+            longest_shared = max(r.num_shared for r in self._waiting)
+            capacity, prefix_capacity = self._capacities
+            self._capacities = (
+                max(capacity, self._bucket(longest) + self._cfg.max_reply_tokens),
+                max(prefix_capacity, self._bucket(longest_shared)),
+            )
         idle = [lane for lane in self._lanes if lane not in self._running]
         for num_taken, lane in enumerate(idle):
             # No more than leaves as much to the idle lanes that follow.
             share = -(-len(self._waiting) // (len(idle) - num_taken))
             for _ in range(min(lane.num_free, share)):
                 request = self._next_for(lane)
+                if request is None:
+                    break
                 self._waiting.remove(request)
                 self.counters.prompt_tokens += len(request.tokens_T)
                 self.counters.reused_tokens += lane.take(request)
 
-    def _next_for(self, lane: Lane) -> PromptRequest:
+    def _bucket(self, num_tokens: int) -> int:
+        """Returns the size, one of few, that the cache has for so many tokens."""
+        return next(b for b in (1, *self._cfg.prompt_buckets) if b >= num_tokens)
+
+    def _next_for(self, lane: Lane) -> PromptRequest | None:
         """Returns the next request, of those whose prefix is in the lane if any.
 
         Every other lane takes requests from the end, where prompts are short: rows of
@@ -259,14 +291,19 @@ class Engine:
         is_from_end = self._lanes.index(lane) % 2 == 1
         order = reversed(self._waiting) if is_from_end else self._waiting
         held = lane.starts()
-        known = (r for r in order if r.start in held)
-        return next(known, self._waiting[-1 if is_from_end else 0])
+        first = None
+        for request in order:
+            if lane.has_place(request):
+                if request.start in held:
+                    return request
+                first = first or request
+        return first
 
     def _start(self, lane: Lane, weights: DecoderWeights) -> Future[list[RowOutput]]:
         if self._threads is not None:
-            return self._threads.submit(lane.run, weights, self._capacity)
+            return self._threads.submit(lane.run, weights, *self._capacities)
         call: Future[list[RowOutput]] = Future()
-        call.set_result(lane.run(weights, self._capacity))
+        call.set_result(lane.run(weights, *self._capacities))
         return call
 
     def _collect(self, lane: Lane, outputs: Sequence[RowOutput]) -> list[Finished]:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlagent_jax.config import ModelConfig, SampleConfig
 from mlagent_jax.model import qwen2
-from mlagent_jax.model.cache import KVCache, key_axis_on
+from mlagent_jax.model.cache import KVCache, Readers, key_axis_on
 from mlagent_jax.model.decoder import DecoderWeights, fuse_weights
 from mlagent_jax.parallel.mesh import TENSOR
 from mlagent_jax.parallel.sharding import tree_shardings
@@ -24,16 +24,16 @@ class Programs:
     """The compiled functions of one engine; prefill and decode reuse the state given.
 
     Attributes:
-      init: capacity -> a state without requests.
-      grow: (state, capacity) -> the same state with longer rows.
+      init: (capacity, prefix capacity) -> a state without requests.
+      grow: (state, capacity, prefix capacity) -> the same state with longer rows.
       prefill: (weights, state, admission) -> see `decode.prefill`.
-      decode: (weights, state, keep_B) -> see `decode.decode`.
+      decode: (weights, state, keep_B, readers) -> see `decode.decode`.
       fuse: weights -> the sampler's copy of them, see `model.decoder`.
       put: numpy arrays -> device arrays, as an explicit transfer.
     """
 
-    init: Callable[[int], decode.DecodeState]
-    grow: Callable[[decode.DecodeState, int], decode.DecodeState]
+    init: Callable[..., decode.DecodeState]
+    grow: Callable[..., decode.DecodeState]
     prefill: Callable[..., decode.DecodeState]
     decode: Callable[..., decode.DecodeState]
     fuse: Callable[[qwen2.Params], DecoderWeights]
@@ -54,7 +54,9 @@ def make_programs(
       end_ids: tokens that end a reply.
       mesh: devices of the replica, None for the default device.
     """
-    shardings = None if mesh is None else state_sharding(mesh)
+    shardings = None
+    if mesh is not None:
+        shardings = state_sharding(mesh, has_prefixes=cfg.num_prefixes > 0)
     split_cfg = model_cfg if mesh is None else split_kv_heads(mesh, model_cfg)
     prompts = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     # Named even for one device: a state that no input has tied to its place is
@@ -63,18 +65,22 @@ def make_programs(
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     key_axis = key_axis_on(device.platform)
 
-    def init(capacity: int) -> decode.DecodeState:
+    def init(capacity: int, prefix_capacity: int = 0) -> decode.DecodeState:
         return decode.init_state(
             split_cfg,
             cfg.num_slots,
             capacity=capacity,
             max_reply_tokens=cfg.max_reply_tokens,
+            num_prefixes=cfg.num_prefixes,
+            prefix_capacity=prefix_capacity,
             chunk_size=cfg.prefill_chunk,
             key_axis=key_axis,
         )
 
-    def grow(state: decode.DecodeState, capacity: int) -> decode.DecodeState:
-        return decode.grow(state, capacity, cfg.prefill_chunk)
+    def grow(
+        state: decode.DecodeState, capacity: int, prefix_capacity: int = 0
+    ) -> decode.DecodeState:
+        return decode.grow(state, capacity, prefix_capacity, cfg.prefill_chunk)
 
     def prefill(
         weights: DecoderWeights, state: decode.DecodeState, admission: decode.Admission
@@ -84,21 +90,25 @@ def make_programs(
         )
 
     def run(
-        weights: DecoderWeights, state: decode.DecodeState, keep_B: jax.Array
+        weights: DecoderWeights,
+        state: decode.DecodeState,
+        keep_B: jax.Array,
+        readers: Readers | None = None,
     ) -> decode.DecodeState:
         return decode.decode(
             split_cfg,
             weights,
             state,
             keep_B,
+            readers,
             method=SamplingMethod.from_config(cfg),
             end_ids=end_ids,
             num_steps=cfg.steps_per_call,
         )
 
     return Programs(
-        init=jax.jit(init, static_argnums=0, out_shardings=shardings or first),
-        grow=jax.jit(grow, static_argnums=1, out_shardings=shardings),
+        init=jax.jit(init, static_argnums=(0, 1), out_shardings=shardings or first),
+        grow=jax.jit(grow, static_argnums=(1, 2), out_shardings=shardings),
         prefill=jax.jit(prefill, donate_argnums=1, out_shardings=shardings),
         decode=jax.jit(run, donate_argnums=1, out_shardings=shardings),
         fuse=jax.jit(
@@ -135,18 +145,20 @@ def weights_sharding(mesh: Mesh, model_cfg: ModelConfig) -> Any:
     return tree_shardings(mesh, abstract)
 
 
-def state_sharding(mesh: Mesh) -> decode.DecodeState:
+def state_sharding(mesh: Mesh, *, has_prefixes: bool = False) -> decode.DecodeState:
     """Returns a sharding for every part of the state: heads over `tensor`."""
     # Shardings in the place of arrays: a prefix of the state, as `jax.jit` takes it.
     whole: Any = NamedSharding(mesh, PartitionSpec())
     heads: Any = NamedSharding(mesh, PartitionSpec(None, TENSOR))
+    cache = KVCache(
+        keys=heads,
+        values=heads,
+        lengths_B=whole,
+        key_axis=key_axis_on(mesh.devices.flat[0].platform),
+    )
     return decode.DecodeState(
-        cache=KVCache(
-            keys=heads,
-            values=heads,
-            lengths_B=whole,
-            key_axis=key_axis_on(mesh.devices.flat[0].platform),
-        ),
+        cache=cache,
+        prefixes=cache if has_prefixes else None,
         tokens_B=whole,
         counts_B=whole,
         is_live_B=whole,

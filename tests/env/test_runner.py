@@ -313,6 +313,27 @@ def test_single_steps_are_taken_from_given_states(world, caplog):
     assert "step job2 has no record: the disk is full" in caplog.text
 
 
+@pytest.mark.parametrize("history_steps", [None, 2, 0])
+def test_shared_turns_are_those_that_every_prompt_of_the_task_has(world, history_steps):
+    prompt = dataclasses.replace(PROMPT, history_steps=history_steps)
+    _, policy = world.run(specs(6), improve, prompt=prompt)
+    shared = {r.messages[: r.num_shared_turns] for r in policy.requests}
+    # The system turn alone where the user turn tells of older steps; else both.
+    expected = {1, 2} if history_steps in (2, 0) else {2}
+    assert {len(turns) for turns in shared} == expected
+    assert len(shared) == len(expected)
+
+
+def test_jobs_that_start_in_one_state_share_the_whole_prompt(world):
+    state = world.pool._environment.reset("toy").state
+    policy = FakePolicy(lambda _: "<list/>")
+    jobs = [
+        StepJob(id=f"{i}", state=state, seed=i, has_siblings=True) for i in range(2)
+    ]
+    list(run_steps(jobs, policy=policy, **world.arguments()))
+    assert all(r.num_shared_turns == len(r.messages) for r in policy.requests)
+
+
 def test_ids_are_unique_and_the_loop_needs_idle_partners(world):
     policy = FakePolicy(lambda _: "<list/>")
     iterator = run_trajectories(

@@ -3,8 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlagent_jax.model.cache import piece_lengths
-from mlagent_jax.model.cached_attention import attend_chunk, attend_tokens
+from mlagent_jax.model.cache import Readers, piece_lengths
+from mlagent_jax.model.cached_attention import (
+    attend_chunk,
+    attend_prefixes,
+    attend_tokens,
+)
 
 LONGEST = 1280
 NUM_RECENT, RECENT_ROOM = 2, 5
@@ -46,7 +50,7 @@ def reference(q_TKGH, k_KSH, v_KSH) -> np.ndarray:
     return out
 
 
-def attend(q_BKGH, cache, lengths, live=None):
+def attend(q_BKGH, cache, lengths, live=None, sums=None):
     """Row b sees `lengths[b]` positions, the last two of them as recent tokens."""
     lengths = np.asarray(lengths)
     is_live = np.ones(len(lengths), bool) if live is None else np.asarray(live)
@@ -64,6 +68,7 @@ def attend(q_BKGH, cache, lengths, live=None):
             jnp.int32(NUM_RECENT - 1),
             end=jnp.int32((in_cache_B * is_live).max()),
             key_axis=3,
+            sums=sums,
         )
     )
 
@@ -81,6 +86,61 @@ def test_each_row_attends_to_its_own_live_positions(num_heads, num_kv_heads):
         k_KSH, v_KSH = k_BKSH[b, :, :length], v_BKSH[b, :, :length]
         expected = reference(q_BKGH[b][None], k_KSH, v_KSH)[0]
         np.testing.assert_allclose(out_BKGH[b], expected, atol=1e-5)
+
+
+def test_rows_attend_to_the_prefix_that_they_share_and_to_their_own():
+    prefix_lengths, lengths = [300, 0, 1000, 256], [2, 400, 30, 257, 3]
+    prefixes = make_cache(prefix_lengths, 2, 1024)
+    own = make_cache(lengths, 2, 1024)
+    # Two rows read the first prefix, one the third, one the last, one none.
+    readers = Readers(
+        rows_PN=jnp.array([[4, 0], [0, 0], [1, 0], [2, 0]]),
+        places_B=jnp.array([1, 4, 6, 8, 0]),
+    )
+    prefix_of_row = [0, 2, 3, None, 0]
+    q_BKGH = jax.random.normal(jax.random.key(2), (5, 2, 3, 4))
+    sums = jax.jit(attend_prefixes, static_argnames="key_axis")(
+        q_BKGH,
+        *prefixes,
+        jnp.array(prefix_lengths),
+        readers,
+        end=jnp.int32(1000),
+        key_axis=3,
+    )
+    out_BKGH = attend(q_BKGH, own, lengths, sums=sums)
+    for b, (prefix, length) in enumerate(zip(prefix_of_row, lengths, strict=True)):
+        whole = []
+        for shared_PKSH, own_BKSH in zip(joined(prefixes), joined(own), strict=True):
+            num_shared = 0 if prefix is None else prefix_lengths[prefix]
+            shared_KSH = shared_PKSH[prefix or 0, :, :num_shared]
+            whole.append(np.concatenate([shared_KSH, own_BKSH[b, :, :length]], 1))
+        expected = reference(q_BKGH[b][None], *whole)[0]
+        np.testing.assert_allclose(out_BKGH[b], expected, atol=1e-5)
+    # Who reads nothing gets, bit for bit, what it would get without prefixes.
+    np.testing.assert_array_equal(out_BKGH[3], attend(q_BKGH, own, lengths)[3])
+
+
+@pytest.mark.parametrize("num_shared", [0, 100, 256, 600])
+def test_a_chunk_attends_to_all_of_a_prefix_before_its_row(num_shared):
+    num_tokens, end = 7, 300
+    prefixes = make_cache([40, num_shared], 2, 1024)
+    own = make_cache([end], 2, 1024)
+    q_TKGH = jax.random.normal(jax.random.key(2), (num_tokens, 2, 3, 4))
+    out_1KMH = jax.jit(attend_chunk, static_argnames="key_axis")(
+        q_TKGH.transpose(1, 2, 0, 3).reshape(1, 2, 3 * num_tokens, 4),
+        *own,
+        jnp.tile(jnp.arange(end - num_tokens, end), 3),
+        end=jnp.int32(end),
+        row=jnp.int32(0),
+        key_axis=3,
+        prefix=(*prefixes, jnp.int32(1), jnp.int32(num_shared)),
+    )
+    out_TKGH = out_1KMH.reshape(2, 3, num_tokens, 4).transpose(2, 0, 1, 3)
+    whole = [
+        np.concatenate([shared[1, :, :num_shared], row[0, :, :end]], axis=1)
+        for shared, row in zip(joined(prefixes), joined(own), strict=True)
+    ]
+    np.testing.assert_allclose(out_TKGH, reference(q_TKGH, *whole), atol=1e-5)
 
 
 @pytest.mark.parametrize("end", [7, 256, 300, 700, 1000])

@@ -106,6 +106,22 @@ def test_the_order_of_requests_does_not_matter(policy):
         assert dataclasses.replace(second[name], seconds=reply.seconds) == reply
 
 
+def test_shared_turns_are_kept_once_and_change_no_reply(policy, make_policy):
+    requests = [make_request(i) for i in range(6)]
+    expected = ask(policy, requests)
+    keeping = make_policy(num_prefixes=2, prefill_chunk=4)
+    for num_turns in (0, 1, 2):
+        asked = [dataclasses.replace(r, num_shared_turns=num_turns) for r in requests]
+        keeping.close()
+        replies = ask(keeping, [*asked, dataclasses.replace(asked[0], id="again")])
+        assert replies["again"].tokens == expected["r0"].tokens
+        for name, reply in expected.items():
+            assert replies[name].tokens == reply.tokens
+        store = keeping._engine._lanes[0]._state.prefixes
+        longest = len(expected["r0"].prompt_tokens) - 1
+        assert (max(store.lengths_B) == longest) == (num_turns == 2)
+
+
 def test_a_prompt_over_the_limit_is_answered_not_sampled(policy):
     replies = ask(policy, [make_request(0, "long " * 60), make_request(1)])
     assert replies["r0"].finish == "prompt_too_long"

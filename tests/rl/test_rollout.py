@@ -153,6 +153,7 @@ def test_replies_to_one_state_stand_together_and_differ_in_seed(world):
     ids = [sample.state_id for sample in rollout.samples]
     assert ids[0::2] == ids[1::2]
     assert len({request.seed for request in policy.requests}) == NUM_STATES
+    assert all(r.num_shared_turns == len(r.messages) for r in policy.requests)
 
 
 def test_rewards_are_those_of_the_preset(world):
