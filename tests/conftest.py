@@ -15,6 +15,19 @@ import pytest
 from mlagent_jax.config import ModelConfig
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Compiles a program once for all tests; returns the folder that keeps them."""
+    import jax
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all workers'
+    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return str(folder / "xla")
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
     """A model that runs in milliseconds; every size divides a 2 x 2 x 2 mesh."""

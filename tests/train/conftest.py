@@ -1,5 +1,5 @@
 """The training tests compile much and compute little, as those of PPO do."""
 
-from tests.rl.conftest import compilation_cache
+from tests.rl.conftest import quick_compilation
 
-__all__ = ["compilation_cache"]
+__all__ = ["quick_compilation"]
