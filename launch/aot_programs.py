@@ -178,8 +178,8 @@ def sample_programs(
     keep_B = _array(mesh, (cfg.num_slots,), bool)
     readers = None
     if shared:
-        rows_PN = _array(mesh, (cfg.num_prefixes, cfg.prefix_readers), jnp.int32)
-        places_B = _array(mesh, (cfg.num_slots,), jnp.int32)
+        rows_PN: Any = _array(mesh, (cfg.num_prefixes, cfg.prefix_readers), jnp.int32)
+        places_B: Any = _array(mesh, (cfg.num_slots,), jnp.int32)
         readers = Readers(rows_PN=rows_PN, places_B=places_B)
     common: dict[str, Any] = {
         "mesh": mesh,

@@ -146,5 +146,5 @@ def clean(axis: Any, grid: str = "y") -> None:
     """Leaves of an axis what carries information."""
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.grid(axis=grid, color=LINE, lw=0.8)
-    axis.tick_params(length=0)
+    axis.tick_params(which="both", length=0)
     axis.set_axisbelow(True)

@@ -89,6 +89,43 @@ class Readers:
     places_B: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedPrefixes:
+    """P prefixes, kept once each for all rows that read them.
+
+    Attributes:
+      cache: has a row for each prefix.
+      readers: which row of the batch reads which.
+    """
+
+    cache: KVCache
+    readers: Readers
+
+    def row_lengths(self) -> jax.Array:
+        """Returns int32, tokens of the prefix of each row of the batch, 0 for none."""
+        P, N = self.readers.rows_PN.shape
+        places_B = self.readers.places_B
+        index_B = jnp.minimum(places_B // N, P - 1)
+        return jnp.where(places_B < P * N, self.cache.lengths_B[index_B], 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """What stands before a row's own first position.
+
+    Attributes:
+      cache: of shared prefixes.
+      row: int32 scalar, of that cache.
+      length: int32 scalar, how many of its tokens.
+    """
+
+    cache: KVCache
+    row: jax.Array
+    length: jax.Array
+
+
 def key_axis_on(platform: str) -> int:
     """Returns which axis of keys positions take on "cpu", "tpu" or "gpu"."""
     return 3 if platform == "cpu" else 2

@@ -22,8 +22,10 @@ from mlagent_jax.config import ModelConfig
 from mlagent_jax.model.cache import (
     VALUE_AXIS,
     KVCache,
-    Readers,
+    Pieces,
+    Prefix,
     RecentTokens,
+    SharedPrefixes,
     put_chunk,
     put_newest,
 )
@@ -123,8 +125,7 @@ def decode_tokens(
     tokens_B: jax.Array,
     is_live_B: jax.Array,
     *,
-    prefixes: KVCache | None = None,
-    readers: Readers | None = None,
+    shared: SharedPrefixes | None = None,
 ) -> tuple[jax.Array, RecentTokens]:
     """Returns (final-norm hidden_BD, recent tokens) after one more token in every row.
 
@@ -137,18 +138,18 @@ def decode_tokens(
       recent: has room for the token.
       tokens_B: token ids.
       is_live_B: bool.
-      prefixes: P sequences that rows share; None without any.
-      readers: which row starts with which of them.
+      shared: prefixes that rows share; None for none.
     """
 
     def longest_live(lengths_B: jax.Array) -> jax.Array:
         return jnp.max(jnp.where(is_live_B, lengths_B, 0))
 
     end = longest_live(cache.lengths_B)
-    shared_B = jnp.zeros_like(cache.lengths_B)
-    if prefixes is not None and readers is not None:
-        shared_B = shared_lengths(prefixes, readers)
-    shared_end = longest_live(shared_B)
+    positions_B = cache.lengths_B + recent.count
+    shared_end = jnp.int32(0)
+    if shared is not None:
+        positions_B += shared.row_lengths()
+        shared_end = longest_live(shared.row_lengths())
     keys, values = list(recent.keys), list(recent.values)
 
     def attend(
@@ -158,13 +159,13 @@ def decode_tokens(
         keys[layer] = put_newest(keys[layer], k_BKH, recent.count, cache.key_axis)
         values[layer] = put_newest(values[layer], v_BKH, recent.count, VALUE_AXIS)
         sums = None
-        if prefixes is not None and readers is not None:
+        if shared is not None:
             sums = attend_prefixes(
                 q_B1KGH[:, 0],
-                prefixes.keys[layer],
-                prefixes.values[layer],
-                prefixes.lengths_B,
-                readers,
+                shared.cache.keys[layer],
+                shared.cache.values[layer],
+                shared.cache.lengths_B,
+                shared.readers,
                 end=shared_end,
                 key_axis=cache.key_axis,
             )
@@ -182,19 +183,11 @@ def decode_tokens(
         )
         return out_BKGH[:, None]
 
-    positions_B1 = (shared_B + cache.lengths_B + recent.count)[:, None]
-    hidden_B1D = _run(cfg, weights, tokens_B[:, None], positions_B1, attend)
+    hidden_B1D = _run(cfg, weights, tokens_B[:, None], positions_B[:, None], attend)
     recent = RecentTokens(
         keys=tuple(keys), values=tuple(values), count=recent.count + 1
     )
     return hidden_B1D[:, 0], recent
-
-
-def shared_lengths(prefixes: KVCache, readers: Readers) -> jax.Array:
-    """Returns int32 shared_B, tokens of the prefix of each row, 0 for none."""
-    P, N = readers.rows_PN.shape
-    index_B = jnp.minimum(readers.places_B // N, P - 1)
-    return jnp.where(readers.places_B < P * N, prefixes.lengths_B[index_B], 0)
 
 
 def prefill_chunk(
@@ -205,9 +198,7 @@ def prefill_chunk(
     *,
     row: jax.Array,
     start: jax.Array,
-    prefixes: KVCache | None = None,
-    prefix: jax.Array | int = 0,
-    num_shared: jax.Array | int = 0,
+    prefix: Prefix | None = None,
 ) -> KVCache:
     """Returns `cache` with a chunk of one row's prompt behind its first `start` tokens.
 
@@ -221,9 +212,7 @@ def prefill_chunk(
       tokens_T: the chunk; T is the cache's `chunk_size`.
       row: int32 scalar.
       start: int32 scalar, a multiple of T.
-      prefixes: holds what stands before the row's first token, None for nothing.
-      prefix: int32 scalar, which of them.
-      num_shared: int32 scalar, its tokens.
+      prefix: what stands before the row's first token; None for nothing.
     """
     T = len(tokens_T)
     K, H = cfg.num_kv_heads, cfg.head_dim
@@ -247,20 +236,21 @@ def prefill_chunk(
             end=start + T,
             row=row,
             key_axis=cache.key_axis,
-            prefix=None
-            if prefixes is None
-            else (
-                prefixes.keys[layer],
-                prefixes.values[layer],
-                jnp.asarray(prefix),
-                jnp.asarray(num_shared),
-            ),
+            prefix=prefix and _layer_of(prefix, layer),
         )
         return out_1KMH.reshape(1, K, G, T, H).transpose(0, 3, 1, 2, 4)
 
     # The hidden states are not used: XLA drops the last MLP, and no logits exist.
-    _run(cfg, weights, tokens_T[None], num_shared + positions_T[None], attend)
+    first = 0 if prefix is None else prefix.length
+    _run(cfg, weights, tokens_T[None], (first + positions_T)[None], attend)
     return dataclasses.replace(cache, keys=tuple(keys), values=tuple(values))
+
+
+def _layer_of(
+    prefix: Prefix, layer: int
+) -> tuple[Pieces, Pieces, jax.Array, jax.Array]:
+    cache = prefix.cache
+    return cache.keys[layer], cache.values[layer], prefix.row, prefix.length
 
 
 def unembed(weights: DecoderWeights, hidden_BD: jax.Array) -> jax.Array:

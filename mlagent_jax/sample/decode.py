@@ -21,7 +21,6 @@ prefill, V vocabulary, C tokens of a chunk.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +31,10 @@ from mlagent_jax.model import cache as cache_lib
 from mlagent_jax.model import decoder
 from mlagent_jax.model.cache import (
     KVCache,
+    Prefix,
     Readers,
     RecentTokens,
+    SharedPrefixes,
     copy_prefix,
     init_cache,
 )
@@ -212,7 +213,7 @@ def _admit(
         places: Places,
         first: jax.Array | int,
         num_tokens: jax.Array,
-        **prefix: Any,
+        prefix: Prefix | None = None,
     ) -> KVCache:
         """Puts `num_tokens` of the prompt, from `first` on, into their place."""
         row, num_copied = places.rows_R[index], places.num_copied_R[index]
@@ -221,29 +222,24 @@ def _admit(
             start = chunk * chunk_size
             tokens_C = jax.lax.dynamic_slice(tokens_T, (first + start,), (chunk_size,))
             return decoder.prefill_chunk(
-                cfg, weights, cache, tokens_C, row=row, start=start, **prefix
+                cfg, weights, cache, tokens_C, row=row, start=start, prefix=prefix
             )
 
         cache = copy_prefix(cache, places.sources_R[index], row, num_copied)
         # A part copied whole has nothing left to run, though it is no multiple.
-        first_chunk, end_chunk = (
-            -(-num_copied // chunk_size),
-            -(-num_tokens // chunk_size),
-        )
+        first_chunk = -(-num_copied // chunk_size)
+        end_chunk = -(-num_tokens // chunk_size)
         cache = jax.lax.fori_loop(first_chunk, end_chunk, run_chunk, cache)
         lengths_B = cache.lengths_B.at[row].set(num_tokens, mode="drop")
         return dataclasses.replace(cache, lengths_B=lengths_B)
 
-    prefixes, prefix = state.prefixes, dict[str, Any]()
+    prefixes, prefix = state.prefixes, None
     if prefixes is not None and admission.prefixes is not None:
         prefixes = fill(prefixes, admission.prefixes, 0, num_shared)
-        prefix = {
-            "prefixes": prefixes,
-            "prefix": admission.prefixes.rows_R[index],
-            "num_shared": num_shared,
-        }
+        prefix_row = admission.prefixes.rows_R[index]
+        prefix = Prefix(cache=prefixes, row=prefix_row, length=num_shared)
     num_own = num_cached - num_shared
-    cache = fill(state.cache, admission.rows, num_shared, num_own, **prefix)
+    cache = fill(state.cache, admission.rows, num_shared, num_own, prefix)
     row = admission.rows.rows_R[index]
     return dataclasses.replace(
         state,
@@ -282,7 +278,9 @@ def decode(
       end_ids: tokens that end a reply.
       num_steps: most steps of this call.
     """
-    cache, counts_B = state.cache, state.counts_B
+    cache, counts_B, shared = state.cache, state.counts_B, None
+    if state.prefixes is not None and readers is not None:
+        shared = SharedPrefixes(cache=state.prefixes, readers=readers)
     state = dataclasses.replace(state, is_live_B=state.is_live_B & keep_B)
 
     def is_running(carry: tuple[RecentTokens, DecodeState]) -> jax.Array:
@@ -292,7 +290,7 @@ def decode(
     def run_step(
         carry: tuple[RecentTokens, DecodeState],
     ) -> tuple[RecentTokens, DecodeState]:
-        return _decode_step(cfg, weights, *carry, readers, method, end_ids)
+        return _decode_step(cfg, weights, *carry, shared, method, end_ids)
 
     recent = cache_lib.init_recent(cache, num_steps)
     recent, state = jax.lax.while_loop(is_running, run_step, (recent, state))
@@ -305,7 +303,7 @@ def _decode_step(
     weights: DecoderWeights,
     recent: RecentTokens,
     state: DecodeState,
-    readers: Readers | None,
+    shared: SharedPrefixes | None,
     method: SamplingMethod,
     end_ids: tuple[int, ...],
 ) -> tuple[RecentTokens, DecodeState]:
@@ -317,8 +315,7 @@ def _decode_step(
         recent,
         state.tokens_B,
         is_live_B,
-        prefixes=state.prefixes,
-        readers=readers,
+        shared=shared,
     )
     logits_BV = decoder.unembed(weights, hidden_BD)
     keys_B = jax.random.wrap_key_data(state.key_data_B2, impl="threefry2x32")

@@ -23,7 +23,7 @@ from mlagent_jax.model import qwen2
 from mlagent_jax.model.cache import Readers
 from mlagent_jax.model.decoder import DecoderWeights
 from mlagent_jax.sample import decode
-from mlagent_jax.sample.prefixes import PrefixTable, SharedPrefixes
+from mlagent_jax.sample.prefixes import PrefixStore, PrefixTable
 from mlagent_jax.sample.programs import Programs
 
 _FEWEST_ROWS = 4  # Two lanes of 4 take 0.72 times as long as one of 8.
@@ -86,9 +86,9 @@ class Lane:
         chunk_size = cfg.prefill_chunk
         self._longest = -(-cfg.prompt_buckets[-1] // chunk_size) * chunk_size
         self._table = PrefixTable(cfg.num_slots, self._longest, chunk_size)
-        self._store: SharedPrefixes | None = None
+        self._store: PrefixStore | None = None
         if cfg.num_prefixes:
-            self._store = SharedPrefixes(
+            self._store = PrefixStore(
                 cfg.num_prefixes,
                 min(cfg.prefix_readers, cfg.num_slots),
                 self._longest,

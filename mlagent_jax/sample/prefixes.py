@@ -1,7 +1,7 @@
 """Which prompts the rows of a cache hold, to find prefixes worth copying or reading.
 
 Host side only. `PrefixTable` says what can be copied: a row's entry stays when its
-reply is finished, until another request takes the row over. `SharedPrefixes` says who
+reply is finished, until another request takes the row over. `PrefixStore` says who
 reads which row of the store of prefixes.
 
 Axes: B rows, P shared prefixes, N places for readers of one, T prompt positions.
@@ -60,7 +60,7 @@ class PrefixTable:
         return row, num_copied
 
 
-class SharedPrefixes:
+class PrefixStore:
     """The rows of the store of prefixes, and which rows of the lane read them."""
 
     def __init__(

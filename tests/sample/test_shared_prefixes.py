@@ -12,7 +12,7 @@ from mlagent_jax.model import qwen2
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.parallel.sharding import tree_shardings
 from mlagent_jax.sample.engine import Engine
-from mlagent_jax.sample.prefixes import SharedPrefixes
+from mlagent_jax.sample.prefixes import PrefixStore
 
 CFG = SampleConfig(
     max_reply_tokens=12,
@@ -179,7 +179,7 @@ def prefix(*tokens: int) -> np.ndarray:
 
 
 def test_the_store_says_who_reads_what():
-    store = SharedPrefixes(2, 2, longest=16, chunk_size=2)
+    store = PrefixStore(2, 2, longest=16, chunk_size=2)
     assert store.take(3, prefix(1, 2, 3)) == (0, 0, 0)
     assert store.take(0, prefix(1, 2, 3)) == (0, 0, 3)
     # No third place: another copy of it.
@@ -190,7 +190,7 @@ def test_the_store_says_who_reads_what():
 
 
 def test_the_store_replaces_the_oldest_that_nobody_reads():
-    store = SharedPrefixes(2, 1, longest=16, chunk_size=2)
+    store = PrefixStore(2, 1, longest=16, chunk_size=2)
     store.take(0, prefix(1, 2, 3, 4))
     store.take(1, prefix(5, 6))
     assert not store.has_place(prefix(1, 2, 3, 4))
@@ -204,7 +204,7 @@ def test_the_store_replaces_the_oldest_that_nobody_reads():
 
 
 def test_a_store_that_was_cleared_copies_nothing():
-    store = SharedPrefixes(1, 1, longest=16, chunk_size=2)
+    store = PrefixStore(1, 1, longest=16, chunk_size=2)
     store.take(0, prefix(1, 2))
     store.free(0)
     store.clear()
