@@ -11,8 +11,25 @@ os.environ["XLA_FLAGS"] = (
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from mlagent_jax.config import ModelConfig
+
+
+class _ByFile(LoadFileScheduling):
+    """Gives one worker all tests of a file, and of e2e/ all, which share a run."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "e2e" if "/e2e/" in nodeid else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: Any
+) -> LoadFileScheduling | None:
+    """Replaces the scheduler of `--dist=loadfile`."""
+    is_by_file = config.getvalue("dist") == "loadfile"
+    return _ByFile(config, log) if is_by_file else None
 
 
 @pytest.fixture(scope="session", autouse=True)

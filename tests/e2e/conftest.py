@@ -29,6 +29,16 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     return workdir, output.read_text()
 
 
+def environment(num_devices: int = 1) -> dict[str, str]:
+    """Returns variables of a stage's process, which compiles much, computes little."""
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    return os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+
+
 def pipeline_command(workdir: Path) -> list[str]:
     return [
         sys.executable,
@@ -43,7 +53,7 @@ def run_pipeline(workdir: Path, *more: str) -> str:
     result = subprocess.run(
         [*pipeline_command(workdir), *more],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -71,14 +81,13 @@ def start_stage(
     stage: str, workdir: Path, *arguments: str, devices: int = 1
 ) -> subprocess.Popen[str]:
     """Starts a stage as a program with so many CPU devices; stderr is a pipe."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [
             *(sys.executable, "-m", f"launch.{stage}", f"--config={CONFIG}"),
             *(f"--workdir={workdir}", *arguments),
         ],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=environment(devices),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-import os
 import re
 import shutil
 import signal
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.e2e.conftest import ROOT, pipeline_command, run_pipeline
+from tests.e2e.conftest import ROOT, environment, pipeline_command, run_pipeline
 
 STAGES = [
     "prepare",
@@ -147,7 +146,7 @@ def test_killed_in_every_stage_the_same_command_ends_with_the_same_weights(
         process = subprocess.Popen(
             pipeline_command(workdir),
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -1,6 +1,5 @@
 """SIGTERM and Ctrl-C save and end a stage; the same command ends bit for bit alike."""
 
-import os
 import signal
 import subprocess
 import time
@@ -14,6 +13,7 @@ from mlagent_jax.train.checkpoint import candidate_steps, load_params
 from tests.e2e.conftest import (
     ROOT,
     TIMEOUT_S,
+    environment,
     pipeline_command,
     start_stage,
     wait_for_lines,
@@ -80,7 +80,7 @@ def test_a_signal_to_the_pipeline_reaches_its_stage(copy_run):
     process = subprocess.Popen(
         pipeline_command(workdir),
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     )
