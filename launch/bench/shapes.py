@@ -86,7 +86,6 @@ class Work:
       shapes: what they were made from.
       uniform_prompts: (a), all of one length.
       agent_prompts: (b), groups share a prefix.
-      agent_shared: (b), how many tokens of each are that prefix.
       end_ids: (b), tokens that end a reply; chosen by `choose_end_ids`.
       uniform_rows: (c), token rows of one length.
       ragged_rows: (c), of many lengths.
@@ -95,7 +94,6 @@ class Work:
     shapes: Shapes
     uniform_prompts: list[list[int]]
     agent_prompts: list[list[int]]
-    agent_shared: list[int]
     end_ids: list[int]
     uniform_rows: list[list[int]]
     ragged_rows: list[list[int]]
@@ -123,19 +121,16 @@ def make_work(shapes: Shapes, seed: int = 0) -> Work:
         return round(np.exp(rng.uniform(np.log(low), np.log(high))))
 
     agent_prompts: list[list[int]] = []
-    agent_shared: list[int] = []
     for _ in range(shapes.groups):
         prefix = tokens(log_uniform(80, shapes.longest_prompt * 2 // 3))
         for _ in range(shapes.group_size):
             rest = log_uniform(20, shapes.longest_prompt // 3)
             agent_prompts.append(prefix + tokens(rest))
-            agent_shared.append(len(prefix))
     order = rng.permutation(len(agent_prompts))
     return Work(
         shapes=shapes,
         uniform_prompts=[tokens(shapes.prompt) for _ in range(shapes.batch)],
         agent_prompts=[agent_prompts[i] for i in order],
-        agent_shared=[agent_shared[i] for i in order],
         end_ids=[],
         uniform_rows=[tokens(shapes.seq) for _ in range(shapes.batch)],
         ragged_rows=[
