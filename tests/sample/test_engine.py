@@ -13,6 +13,7 @@ from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.parallel.sharding import tree_shardings
 from mlagent_jax.sample.engine import Engine
 from mlagent_jax.sample.lane import Lane, best_num_lanes
+from tests.sample.conftest import drain
 
 END = 5
 MAX_REPLY = 12
@@ -32,17 +33,6 @@ def random_prompts(lengths=LENGTHS, seed=0) -> list[list[int]]:
 
 
 PROMPTS = random_prompts()
-
-
-@pytest.fixture(scope="module")
-def graphdef(tiny_config):
-    return qwen2.make_graphdef(tiny_config)
-
-
-@pytest.fixture(scope="module")
-def params(tiny_config, tiny_params):
-    # Larger weights make the distribution less flat: a wrong cache shows.
-    return jax.tree.map(lambda p: 2.0 * p, tiny_params)
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +63,6 @@ def engine(shared_engine, params):
     shared_engine.close()
     shared_engine.set_params(params)
     return shared_engine
-
-
-def drain(engine: Engine) -> dict:
-    replies = {}
-    while engine.num_pending():
-        for reply in engine.step():
-            assert reply.id not in replies
-            replies[reply.id] = reply
-    return replies
 
 
 def ask(engine: Engine, prompts=PROMPTS, seeds=None) -> dict:

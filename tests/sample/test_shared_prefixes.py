@@ -8,11 +8,11 @@ import pytest
 
 from mlagent_jax.config import MeshConfig, SampleConfig
 from mlagent_jax.errors import ConfigError
-from mlagent_jax.model import qwen2
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.parallel.sharding import tree_shardings
 from mlagent_jax.sample.engine import Engine
 from mlagent_jax.sample.prefixes import PrefixStore
+from tests.sample.conftest import drain
 
 CFG = SampleConfig(
     max_reply_tokens=12,
@@ -39,17 +39,6 @@ REQUESTS = [
 
 
 @pytest.fixture(scope="module")
-def graphdef(tiny_config):
-    return qwen2.make_graphdef(tiny_config)
-
-
-@pytest.fixture(scope="module")
-def params(tiny_params):
-    # Larger weights make the distribution less flat: a wrong cache shows.
-    return jax.tree.map(lambda p: 2.0 * p, tiny_params)
-
-
-@pytest.fixture(scope="module")
 def make_engine(graphdef, params):
     def make(mesh=None, num_lanes=1, params=params, **changes) -> Engine:
         cfg = dataclasses.replace(CFG, **changes)
@@ -69,12 +58,7 @@ def ask(engine: Engine, order=None) -> dict:
     for i in range(len(REQUESTS)) if order is None else order:
         prompt, num_shared = REQUESTS[i]
         engine.submit(str(i), prompt, i, num_shared)
-    replies = {}
-    while engine.num_pending():
-        for reply in engine.step():
-            assert reply.id not in replies
-            replies[reply.id] = reply
-    return replies
+    return drain(engine)
 
 
 def close_to(replies: dict, others: dict) -> None:
