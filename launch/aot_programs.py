@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from mlagent_jax.config import MeshConfig, ModelConfig, RunConfig, SampleConfig
 from mlagent_jax.data.pipeline import SftBatch
+from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import flops, qwen2
 from mlagent_jax.model.cache import Readers
 from mlagent_jax.model.critic import init_critic
@@ -152,12 +153,20 @@ def sample_programs(
       tpu_slice: one host of it is a replica.
       shared_tokens: how much of each prompt lies in a shared prefix, if
         `sample.num_prefixes` keeps any; None for all of the longest prompt.
+
+    Raises:
+      ConfigError: nothing is kept, or a prompt has fewer tokens.
     """
     cfg = config.sample
     longest = cfg.prompt_buckets[-1]
-    shared = 0
-    if cfg.num_prefixes:
-        shared = longest if shared_tokens is None else min(shared_tokens, longest)
+    shared = longest if cfg.num_prefixes else 0
+    if shared_tokens is not None:
+        if shared_tokens > shared:
+            raise ConfigError(
+                f"--shared_tokens={shared_tokens}: expected at most {shared}: "
+                f"sample.num_prefixes = {cfg.num_prefixes}, longest prompt {longest}"
+            )
+        shared = shared_tokens
     host = Slice(chip=tpu_slice.chip, shape=tpu_slice.host_shape)
     tensor = max(
         n for n in tensor_sizes(model, host.num_chips) if host.num_chips % n == 0

@@ -116,6 +116,22 @@ def test_the_sampler_makes_room_for_an_update_unless_it_runs_ahead():
     assert resident_together(reports, is_ahead=True)["total"] == 43.0
 
 
+@pytest.mark.parametrize(("num_prefixes", "at_most"), [(0, 0), (2, 512)])
+def test_more_shared_tokens_than_a_prompt_has_are_refused(
+    tmp_path, num_prefixes, at_most
+):
+    result = run_aot(
+        tmp_path,
+        "--topology=v5p:2x2x1",
+        "--program=sample",
+        "--shared_tokens=100000",
+        f"--set=sample.num_prefixes={num_prefixes}",
+        "--set=sample.prompt_buckets=(512,)",
+    )
+    assert result.returncode == 2
+    assert f"--shared_tokens=100000: expected at most {at_most}" in result.stderr
+
+
 def test_an_unknown_topology_is_refused(tmp_path):
     result = run_aot(tmp_path, "--topology=v9:2x2")
     assert result.returncode == 2
