@@ -5,7 +5,8 @@
 Hardware: one host of a slice that holds 15 GB of weights and the cache, such as
 v5p:2x2x1 or v6e:2x2; `--program=sample` of `launch.aot` says by how much.
 `--set sample.num_prefixes=16` keeps the task's part of the prompts once for all
-trajectories of a task: less memory a step, longer compiling.
+trajectories of a task: a decode step reads less, prefill compiles longer. Memory falls
+only where the rest of the longest prompt fits a smaller one of sample.prompt_buckets.
 Expected result: the tables of the report over 9 held-in and 10 held-out tasks.
 """
 

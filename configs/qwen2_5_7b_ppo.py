@@ -7,7 +7,8 @@ Hardware: four v5p chips (v5p:2x2x1) or more; micro-batches must be a multiple o
 chips over four: on v5e:4x8 --set ppo.micro_batch_size=8 --set sample.num_slots=8 (eight
 hosts sample 64 rows at once). Scripts run on the hosts' CPUs, `env.num_workers` at
 once. With several samples a state (ppo.samples_per_state=8), sample.num_prefixes=10
-keeps and reads each of 8 prompts once: two thirds of the traffic of a decode step.
+keeps and reads each of 8 prompts once: compiled for v6e with prompts of 5,120 tokens,
+a decode step then moves two thirds of the bytes.
 Expected result: BUILD_NOTES.md, "TPU programs, compiled" and "Shared prefixes".
 """
 
