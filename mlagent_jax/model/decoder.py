@@ -5,7 +5,8 @@ and starting operations cost more than multiplying. `fuse_weights` makes the
 sampler's copy: one product for queries, keys and values, and every layer's weights
 apart from the others', since cutting them out of a stack would copy them at each
 step. For the same reason the layers are unrolled, and gate and up are two arrays: a
-TPU copies them into another layout at each step where they are stacked.
+TPU copies them into another layout at each step where they are stacked. Matrices may
+be turned: a CPU reads large ones faster along the axis that a product sums over.
 
 Axes: L layers, B rows, T tokens of a chunk, S cache positions, D model width, F MLP
 width, N query heads, K key/value heads, G = N/K, E = G + 2 (a group's queries, its
@@ -13,6 +14,7 @@ key, its value), M = G*T, H head width, V vocabulary.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -59,21 +61,34 @@ class LayerWeights:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderWeights:
-    """The whole model in the compute dtype; a tied output layer is laid out anew."""
+    """The whole model in the compute dtype.
+
+    Attributes:
+      embedding_VD: of tokens.
+      layers: in order.
+      norm_D: of the last norm.
+      head_DV: the output layer, also of a model that ties it to the embedding.
+      is_turned: whether every matrix has two axes, of which the one that products sum
+        over comes last, not first as in its name: (KEH, D), (D, KGH), FD, DF, VD.
+    """
 
     embedding_VD: jax.Array
     layers: tuple[LayerWeights, ...]
     norm_D: jax.Array
     head_DV: jax.Array
+    is_turned: bool = dataclasses.field(metadata={"static": True})
 
 
-def fuse_weights(cfg: ModelConfig, params: Params) -> DecoderWeights:
+def fuse_weights(
+    cfg: ModelConfig, params: Params, *, is_turned: bool = False
+) -> DecoderWeights:
     """Returns the sampler's copy of a parameter tree of `qwen2`.
 
     Args:
       cfg: the model. Its key/value heads may be a multiple of those in `params`: each
         is then there as often, with its share of the query heads.
       params: the parameters.
+      is_turned: how matrices are laid out, see `DecoderWeights`.
     """
     K, H = cfg.num_kv_heads, cfg.head_dim
     G, D = cfg.num_heads // K, cfg.hidden_size
@@ -106,7 +121,7 @@ def fuse_weights(cfg: ModelConfig, params: Params) -> DecoderWeights:
             down_FD=mlp["down_proj"]["kernel"],
         )
 
-    return DecoderWeights(
+    weights = DecoderWeights(
         embedding_VD=embedding_VD,
         layers=tuple(
             fuse_layer(jax.tree.map(lambda p, i=index: p[i], params["layers"]))
@@ -114,6 +129,27 @@ def fuse_weights(cfg: ModelConfig, params: Params) -> DecoderWeights:
         ),
         norm_D=params["norm"]["scale"],
         head_DV=embedding_VD.T if is_tied else params["lm_head"]["kernel"],
+        is_turned=False,
+    )
+    return _turn(weights) if is_turned else weights
+
+
+def _turn(weights: DecoderWeights) -> DecoderWeights:
+    def turn(layer: LayerWeights) -> LayerWeights:
+        return dataclasses.replace(
+            layer,
+            qkv_DKEH=layer.qkv_DKEH.reshape(len(layer.qkv_DKEH), -1).T,
+            out_KGHD=layer.out_KGHD.reshape(-1, layer.out_KGHD.shape[-1]).T,
+            gate_DF=layer.gate_DF.T,
+            up_DF=layer.up_DF.T,
+            down_FD=layer.down_FD.T,
+        )
+
+    return dataclasses.replace(
+        weights,
+        layers=tuple(map(turn, weights.layers)),
+        head_DV=weights.head_DV.T,
+        is_turned=True,
     )
 
 
@@ -255,7 +291,8 @@ def _layer_of(
 
 def unembed(weights: DecoderWeights, hidden_BD: jax.Array) -> jax.Array:
     """Returns float32 logits_BV of final-norm hidden states."""
-    return jnp.dot(hidden_BD, weights.head_DV, preferred_element_type=jnp.float32)
+    head_DV = weights.head_DV.T if weights.is_turned else weights.head_DV
+    return jnp.dot(hidden_BD, head_DV, preferred_element_type=jnp.float32)
 
 
 def _run(
@@ -266,16 +303,18 @@ def _run(
     attend: _Attend,
 ) -> jax.Array:
     """Returns the final-norm hidden states; `attend` keeps the cache."""
-    G = cfg.num_heads // cfg.num_kv_heads
+    (B, T), K, H = tokens_BT.shape, cfg.num_kv_heads, cfg.head_dim
+    G = cfg.num_heads // K
     rope_BT11H = tuple(
         table_BTH[:, :, None, None]
         for table_BTH in rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta)
     )
     x_BTD = jnp.take(weights.embedding_VD, tokens_BT, axis=0)
+    multiply = functools.partial(_multiply, is_turned=weights.is_turned)
     for index, layer in enumerate(weights.layers):
         normed_BTD = _norm(x_BTD, layer.attention_norm_D, cfg.rms_norm_eps)
-        qkv_BTKEH = jnp.einsum("BTD,DKEH->BTKEH", normed_BTD, layer.qkv_DKEH)
-        qkv_BTKEH += layer.qkv_bias_KEH
+        qkv_BTKEH = multiply("BTD,DKEH->BTKEH", normed_BTD, layer.qkv_DKEH)
+        qkv_BTKEH = qkv_BTKEH.reshape(B, T, K, G + 2, H) + layer.qkv_bias_KEH
         rotated_BTKEH = _rotate(qkv_BTKEH[..., : G + 1, :], rope_BT11H)
         out_BTKGH = attend(
             index,
@@ -283,11 +322,21 @@ def _run(
             rotated_BTKEH[..., G, :],
             qkv_BTKEH[..., G + 1, :],
         ).astype(x_BTD.dtype)
-        x_BTD += jnp.einsum("BTKGH,KGHD->BTD", out_BTKGH, layer.out_KGHD)
+        x_BTD += multiply("BTKGH,KGHD->BTD", out_BTKGH, layer.out_KGHD)
         normed_BTD = _norm(x_BTD, layer.mlp_norm_D, cfg.rms_norm_eps)
-        gate_BTF = jax.nn.silu(normed_BTD @ layer.gate_DF)
-        x_BTD += (gate_BTF * (normed_BTD @ layer.up_DF)) @ layer.down_FD
+        gate_BTF = jax.nn.silu(multiply("BTD,DF->BTF", normed_BTD, layer.gate_DF))
+        up_BTF = multiply("BTD,DF->BTF", normed_BTD, layer.up_DF)
+        x_BTD += multiply("BTF,FD->BTD", gate_BTF * up_BTF, layer.down_FD)
     return _norm(x_BTD, weights.norm_D, cfg.rms_norm_eps)
+
+
+def _multiply(
+    equation: str, x: jax.Array, matrix: jax.Array, *, is_turned: bool
+) -> jax.Array:
+    """Returns the einsum of activations and a matrix; (B, T, .) of a turned one."""
+    if not is_turned:
+        return jnp.einsum(equation, x, matrix)
+    return x.reshape(*x.shape[:2], -1) @ matrix.T
 
 
 def _norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:

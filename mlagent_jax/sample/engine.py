@@ -28,7 +28,8 @@ from mlagent_jax.config import SampleConfig
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.model import qwen2
 from mlagent_jax.model.decoder import DecoderWeights
-from mlagent_jax.sample.lane import Lane, PromptRequest, RowOutput, best_num_lanes
+from mlagent_jax.sample.cpu_layout import best_num_lanes
+from mlagent_jax.sample.lane import Lane, PromptRequest, RowOutput
 from mlagent_jax.sample.programs import make_programs
 
 Decoder = Callable[[Sequence[int]], str]

@@ -4,30 +4,22 @@ A lane knows nothing of queues, stop strings or other lanes. Between two calls o
 requests take over free rows; `run` prefills them (one device call), runs some decode
 steps (one device call) and fetches what every used row has so far (one transfer).
 
-Several lanes cost more weight traffic than one of as many rows, and XLA's products of
-few rows occupy one core of a CPU: there lanes in threads of their own pay for small
-models (BUILD_NOTES.md, "Speed"). A lane's decode step costs what its own longest row
-costs.
+Several lanes cost more weight traffic than one of as many rows; `cpu_layout` says where
+they pay. A lane's decode step costs what its own longest row costs.
 """
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from mlagent_jax.config import ModelConfig, SampleConfig
-from mlagent_jax.model import qwen2
+from mlagent_jax.config import SampleConfig
 from mlagent_jax.model.cache import Readers
 from mlagent_jax.model.decoder import DecoderWeights
 from mlagent_jax.sample import decode
 from mlagent_jax.sample.prefixes import PrefixStore, PrefixTable
 from mlagent_jax.sample.programs import Programs
-
-_FEWEST_ROWS = 4  # Two lanes of 4 take 0.72 times as long as one of 8.
-_MOST_WEIGHT_BYTES = 32 * 2**20  # With 20 MB two lanes win, with 78 they lose.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -245,30 +237,3 @@ class Lane:
 def _prefix(request: PromptRequest) -> np.ndarray:
     """Returns the shared tokens and the one behind them."""
     return request.tokens_T[: request.num_shared + 1]
-
-
-def best_num_lanes(
-    model_cfg: ModelConfig, num_slots: int, mesh: Mesh | None = None
-) -> int:
-    """Returns into how many lanes of equal size to cut `num_slots` rows.
-
-    Args:
-      model_cfg: the model.
-      num_slots: rows in all.
-      mesh: devices of the replica, None for the default device.
-    """
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    if (mesh is not None and mesh.size > 1) or device.platform != "cpu":
-        return 1
-    width = np.dtype(model_cfg.compute_dtype).itemsize
-    shapes = jax.tree.leaves(qwen2.abstract_params(model_cfg))
-    if width * sum(leaf.size for leaf in shapes) > _MOST_WEIGHT_BYTES:
-        return 1
-    most = max(1, min(_num_cores(), num_slots // _FEWEST_ROWS))
-    return max(num for num in range(1, most + 1) if num_slots % num == 0)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -16,6 +16,7 @@ from mlagent_jax.model.decoder import DecoderWeights, fuse_weights
 from mlagent_jax.parallel.mesh import TENSOR
 from mlagent_jax.parallel.sharding import tree_shardings
 from mlagent_jax.sample import decode
+from mlagent_jax.sample.cpu_layout import turns_weights
 from mlagent_jax.sample.methods import SamplingMethod
 
 
@@ -58,12 +59,17 @@ def make_programs(
     if mesh is not None:
         shardings = state_sharding(mesh, has_prefixes=cfg.num_prefixes > 0)
     split_cfg = model_cfg if mesh is None else split_kv_heads(mesh, model_cfg)
-    prompts = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     # Named even for one device: a state that no input has tied to its place is
     # another type than the one that `decode` returns, and would compile twice.
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     key_axis = key_axis_on(device.platform)
+    is_turned = turns_weights(model_cfg, mesh)
+    if mesh is None or is_turned:
+        weights_places = whole  # whole, on the one device
+    else:
+        weights_places = weights_sharding(mesh, model_cfg)
 
     def init(capacity: int, prefix_capacity: int = 0) -> decode.DecodeState:
         return decode.init_state(
@@ -112,10 +118,10 @@ def make_programs(
         prefill=jax.jit(prefill, donate_argnums=1, out_shardings=shardings),
         decode=jax.jit(run, donate_argnums=1, out_shardings=shardings),
         fuse=jax.jit(
-            functools.partial(fuse_weights, split_cfg),
-            out_shardings=None if mesh is None else weights_sharding(mesh, model_cfg),
+            functools.partial(fuse_weights, split_cfg, is_turned=is_turned),
+            out_shardings=weights_places,
         ),
-        put=lambda tree: jax.device_put(tree, prompts),
+        put=lambda tree: jax.device_put(tree, whole),
     )
 
 

@@ -23,16 +23,19 @@ def full_forward(cfg, params, tokens_BT):
     return qwen2.forward(qwen2.make_graphdef(cfg), params, tokens_BT, positions_BT)
 
 
-@pytest.mark.parametrize(("is_tied", "key_axis"), [(False, 3), (True, 3), (True, 2)])
+@pytest.mark.parametrize(
+    ("is_tied", "key_axis", "is_turned"),
+    [(False, 3, False), (True, 3, False), (True, 2, False), (True, 3, True)],
+)
 def test_prefill_and_decode_equal_the_full_forward(
-    tiny_config, tiny_params, run, is_tied, key_axis
+    tiny_config, tiny_params, run, is_tied, key_axis, is_turned
 ):
     cfg = dataclasses.replace(tiny_config, tie_word_embeddings=is_tied)
     prefill, step = run
     lengths = [19, 5, 0]
     tokens_BT = jax.random.randint(jax.random.key(1), (3, 24), 0, cfg.vocab_size)
     full_BTD = full_forward(cfg, tiny_params, tokens_BT)
-    weights = decoder.fuse_weights(cfg, tiny_params)
+    weights = decoder.fuse_weights(cfg, tiny_params, is_turned=is_turned)
     cache = cache_lib.init_cache(cfg, 3, 30, chunk_size=CHUNK, key_axis=key_axis)
     for row, length in enumerate(lengths):
         for start in range(0, length, CHUNK):

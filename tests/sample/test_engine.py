@@ -12,7 +12,7 @@ from mlagent_jax.model.logprobs import token_logprobs
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.parallel.sharding import tree_shardings
 from mlagent_jax.sample.engine import Engine
-from mlagent_jax.sample.lane import Lane, best_num_lanes
+from mlagent_jax.sample.lane import Lane
 from tests.sample.conftest import drain
 
 END = 5
@@ -207,18 +207,6 @@ def test_a_failing_lane_ends_in_its_error_and_close_waits_for_the_others(
     laned.close()
     assert laned.num_pending() == 0
     assert ask(laned) == expected
-
-
-def test_lanes_are_for_small_models_on_the_cores_of_a_cpu(tiny_config, monkeypatch):
-    monkeypatch.setattr("mlagent_jax.sample.lane._num_cores", lambda: 6)
-    assert best_num_lanes(tiny_config, 32) == 4  # of 8 rows, no fewer
-    assert best_num_lanes(tiny_config, 90) == 6
-    assert best_num_lanes(tiny_config, 97) == 1  # no divisor
-    assert best_num_lanes(tiny_config, 4) == 1
-    mesh = make_mesh(MeshConfig(fsdp=1, tensor=2), jax.devices()[:2])
-    assert best_num_lanes(tiny_config, 32, mesh) == 1
-    large = dataclasses.replace(tiny_config, vocab_size=1_000_000)
-    assert best_num_lanes(large, 32) == 1
 
 
 def test_nothing_compiles_after_the_first_replies(make_engine, params, caplog):
