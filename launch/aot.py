@@ -1,16 +1,19 @@
-"""Compiles a run's programs for a TPU slice, without a TPU: does it fit, how fast?
+"""Compiles a run's programs for TPUs or GPUs, without one: does it fit, how fast?
 
     python -m launch.aot --config=configs/qwen2_5_7b_sft.py --topology=v5p:2x2x2 \
         --program=sft --json=sft.json
+    python -m launch.aot --config=configs/qwen2_5_7b_ppo.py --topology=h100:8
 
-Needs the TPU compiler (`pip install "mlagent_jax[tpu]"`). Prints a table and writes
-the same numbers as JSON. Exit status 0 if everything fits, 1 if something does not.
+Needs their compiler (`pip install "mlagent_jax[tpu]"` or `"mlagent_jax[gpu]"`). Prints
+a table and writes the same numbers as JSON. Exit status 0 if everything fits, 1 if
+something does not.
 
 Where the numbers come from: memory from the compiler's own placement; FLOPs, memory
 traffic and collectives from the text of the compiled module, loops multiplied out
 (`mlagent_jax/parallel/hlo_counts.py`); times from them and the chip's published peaks
-(`topology.py`, `roofline.py`). XLA's own estimates of time are not used: they visit
-a loop's body once.
+(`topology.py`, `gpus.py`, `roofline.py`). XLA's own estimates of time are not used:
+they visit a loop's body once. For a GPU it would choose kernels by trying them; here
+it takes its defaults, so that memory, traffic and collectives hold, tiles do not.
 """
 
 import dataclasses
@@ -33,7 +36,10 @@ if TYPE_CHECKING:  # At run time only after the environment is set.
     from mlagent_jax.parallel.aot import Program, ProgramReport
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Slice to compile for, e.g. v5e:4x4, v5p:2x2x2, v6e:4x4."
+    "topology",
+    None,
+    "Slice to compile for, e.g. v5e:4x4, v5p:2x2x2, v6e:4x4; or GPUs of one host: "
+    "a100:1, h100:8, h200:4.",
 )
 _PROGRAM = flags.DEFINE_enum(
     "program",
@@ -63,8 +69,8 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         exits.fail(f"unexpected arguments {argv[1:]}")
     try:
-        tpu_slice = parse_slice(_TOPOLOGY.value or "")
-        fits = _compile_all(common.flagged_config(), tpu_slice, _PROGRAM.value)
+        target = parse_slice(_TOPOLOGY.value or "")
+        fits = _compile_all(common.flagged_config(), target, _PROGRAM.value)
     except MlAgentError as error:
         exits.fail(str(error))
     else:
@@ -82,41 +88,41 @@ def use_compiler_only() -> None:
     }
 
 
-def tpu_model(config: RunConfig) -> ModelConfig:
-    """Returns the run's model as it is built on TPU: "auto" attention is decided."""
+def resolved_model(config: RunConfig, platform: str) -> ModelConfig:
+    """Returns the run's model as "tpu" or "gpu" build it: its attention is decided."""
     from mlagent_jax.model import hf
     from mlagent_jax.model.attention import resolve
 
     model = config.model or hf.model_of_run(config)
-    name = resolve(model.attention, "tpu", model.compute_dtype)
+    name = resolve(model.attention, platform, model.compute_dtype)
     return dataclasses.replace(model, attention=name)
 
 
-def _compile_all(config: RunConfig, tpu_slice: Slice, which: str) -> bool:
+def _compile_all(config: RunConfig, target: Slice, which: str) -> bool:
     use_compiler_only()
     from launch import aot_programs
     from mlagent_jax.parallel.fit import check_stage
 
-    model = tpu_model(config)
+    model = resolved_model(config, target.chip.platform)
     stage = "sft" if which == "sft" else "ppo"
-    check_stage(config, model, tpu_slice.num_chips, stage)
+    check_stage(config, model, target.num_chips, stage)
     programs: list[Program] = []
     if which == "sft":
-        programs.append(aot_programs.sft_program(config, model, tpu_slice))
+        programs.append(aot_programs.sft_program(config, model, target))
     if which in ("score", "ppo", "all"):
-        score, ppo = aot_programs.ppo_programs(config, model, tpu_slice)
+        score, ppo = aot_programs.ppo_programs(config, model, target)
         programs += [score] if which != "ppo" else []
         programs += [ppo] if which != "score" else []
     if which in ("sample", "all"):
         programs += aot_programs.sample_programs(
-            config, model, tpu_slice, _SHARED_TOKENS.value
+            config, model, target, _SHARED_TOKENS.value
         )
     reports = [_compile(program) for program in programs]
     fits = all(report.fits for report in reports)
     result: dict[str, Any] = {
         "config": config.name,
-        "topology": tpu_slice.name,
-        "chip": dataclasses.asdict(tpu_slice.chip),
+        "topology": target.name,
+        "chip": dataclasses.asdict(target.chip),
         "programs": {report.name: report for report in reports},
     }
     if which == "all" and fits:
@@ -127,21 +133,21 @@ def _compile_all(config: RunConfig, tpu_slice: Slice, which: str) -> bool:
         result["iteration"] = iteration
     result["fits"] = fits
     if not fits:
-        result["suggestion"] = too_few_chips(
-            reports, tpu_slice.num_chips
-        ) or suggestion(config, model, tpu_slice, which)
-        print(f"\ndoes not fit {tpu_slice.name}; try: {result['suggestion']}")
+        result["suggestion"] = too_few_chips(reports, target.num_chips) or suggestion(
+            config, model, target, which
+        )
+        print(f"\ndoes not fit {target.name}; try: {result['suggestion']}")
     if _JSON.value is not None:
         run_record.write_json(Path(_JSON.value), result)
     return fits
 
 
 def _compile(program: "Program") -> "ProgramReport":
-    from mlagent_jax.model import splash
+    from mlagent_jax.model.attention import kernel_cost
     from mlagent_jax.parallel.aot import compile_program
 
-    print(f"\ncompiling {program.name} for {program.tpu_slice.name} ...", flush=True)
-    report, text = compile_program(program, splash.kernel_cost)
+    print(f"\ncompiling {program.name} for {program.target.name} ...", flush=True)
+    report, text = compile_program(program, kernel_cost)
     if _HLO_DIR.value is not None and text:
         folder = Path(_HLO_DIR.value)
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,15 +221,13 @@ def _held(report: "ProgramReport") -> dict[str, float]:
     return {k: size for k, size in report.hbm.items() if k not in _PASSING}
 
 
-def suggestion(
-    config: RunConfig, model: ModelConfig, tpu_slice: Slice, which: str
-) -> str:
+def suggestion(config: RunConfig, model: ModelConfig, target: Slice, which: str) -> str:
     """Returns what to change in a run that does not fit, most helpful first."""
     from mlagent_jax.parallel.fit import tensor_sizes
     from mlagent_jax.parallel.mesh import mesh_shape
 
     section, name = (config.sft, "sft") if which == "sft" else (config.ppo, "ppo")
-    data, fsdp, tensor = mesh_shape(config.mesh, tpu_slice.num_chips)
+    data, fsdp, tensor = mesh_shape(config.mesh, target.num_chips)
     ideas: list[str] = []
     if model.remat == "none":
         ideas.append("--set model.remat=layer")

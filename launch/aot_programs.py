@@ -44,10 +44,10 @@ _END_ID = 0  # changes no shape
 _INTEGERS = ("tokens_BT", "positions_BT", "segment_ids_BT")
 
 
-def sft_program(config: RunConfig, model: ModelConfig, tpu_slice: Slice) -> Program:
+def sft_program(config: RunConfig, model: ModelConfig, target: Slice) -> Program:
     """Returns one update of fine-tuning at the longest padded length."""
     cfg = config.sft
-    mesh = make_mesh(config.mesh, topology.devices(tpu_slice))
+    mesh = make_mesh(config.mesh, topology.devices(target))
     optimizer = make_optimizer(cfg.optimizer, _SCHEDULE_LENGTH)
     state = abstract_on_mesh(
         jax.eval_shape(
@@ -67,7 +67,7 @@ def sft_program(config: RunConfig, model: ModelConfig, tpu_slice: Slice) -> Prog
         name="sft",
         lower=_on_mesh(mesh, step, state, batch),
         mesh=mesh,
-        tpu_slice=tpu_slice,
+        target=target,
         held={"parameters": state.params, "optimizer": state.opt_state},
         model_flops=flops.train_flops(
             model, num_rows=cfg.batch_size, seq_len=cfg.seq_lens[-1]
@@ -77,11 +77,11 @@ def sft_program(config: RunConfig, model: ModelConfig, tpu_slice: Slice) -> Prog
 
 
 def ppo_programs(
-    config: RunConfig, model: ModelConfig, tpu_slice: Slice
+    config: RunConfig, model: ModelConfig, target: Slice
 ) -> tuple[Program, Program]:
     """Returns (scoring of a rollout, one update of actor and critic)."""
     cfg, temperature = config.ppo, config.sample.temperature
-    mesh = make_mesh(config.mesh, topology.devices(tpu_slice))
+    mesh = make_mesh(config.mesh, topology.devices(target))
     graphdef = qwen2.make_graphdef(model)
     optimizers = make_optimizers(cfg)
 
@@ -116,7 +116,7 @@ def ppo_programs(
 
     forward, critic_forward = model_flops(flops.forward_flops, num_samples)
     num_policies = 2 if cfg.kl_coef > 0 else 1
-    common: dict[str, Any] = {"mesh": mesh, "tpu_slice": tpu_slice}
+    common: dict[str, Any] = {"mesh": mesh, "target": target}
     return (
         Program(
             name="score",
@@ -142,7 +142,7 @@ def ppo_programs(
 def sample_programs(
     config: RunConfig,
     model: ModelConfig,
-    tpu_slice: Slice,
+    target: Slice,
     shared_tokens: int | None = None,
 ) -> tuple[Program, Program]:
     """Returns (prefill, decode) of one replica, with every row at full length.
@@ -150,7 +150,7 @@ def sample_programs(
     Args:
       config: its `sample` section is used.
       model: as it is built on TPU.
-      tpu_slice: one host of it is a replica.
+      target: one host of it is a replica.
       shared_tokens: how much of each prompt lies in a shared prefix, if
         `sample.num_prefixes` keeps any; None for all of the longest prompt.
 
@@ -167,7 +167,7 @@ def sample_programs(
                 f"sample.num_prefixes = {cfg.num_prefixes}, longest prompt {longest}"
             )
         shared = shared_tokens
-    host = Slice(chip=tpu_slice.chip, shape=tpu_slice.host_shape)
+    host = Slice(chip=target.chip, shape=target.host_shape)
     tensor = max(
         n for n in tensor_sizes(model, host.num_chips) if host.num_chips % n == 0
     )
@@ -192,7 +192,7 @@ def sample_programs(
         readers = Readers(rows_PN=rows_PN, places_B=places_B)
     common: dict[str, Any] = {
         "mesh": mesh,
-        "tpu_slice": host,
+        "target": host,
         "held": {"parameters": weights, "kv_cache": (state.cache, state.prefixes)},
         "settings": {
             "num_slots": cfg.num_slots,

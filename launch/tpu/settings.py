@@ -121,9 +121,13 @@ class PodSettings:
           ConfigError: `tpu` is not a generation and a topology.
         """
         try:
-            return parse_slice(self.tpu).shape
+            found = parse_slice(self.tpu)
         except ConfigError as error:
             raise ConfigError(f"--tpu={self.tpu}: {error}") from error
+        if found.chip.platform != "tpu":
+            expected = ", ".join(GENERATIONS)
+            raise ConfigError(f"--tpu={self.tpu}: expected one of {expected}")
+        return found.shape
 
     def generation(self) -> Generation:
         """Returns the facts about this kind of TPU."""

@@ -25,8 +25,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mlagent_jax.model import splash
 from mlagent_jax.model.packed_attention import attend_rows, num_blocks
 from mlagent_jax.model.splash import attend_splash
+from mlagent_jax.parallel.hlo import ArrayShape
+from mlagent_jax.parallel.hlo_counts import KernelCost
 
 Implementation = Literal["auto", "blocked", "xla", "splash", "cudnn"]
 
@@ -56,11 +59,14 @@ def attend_within(
         return _blocked(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
     if implementation == "splash":
         return attend_splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
-    T = q_BTNH.shape[1]
     same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-    mask_BTT = same_BTT & jnp.tril(jnp.ones((T, T), bool))
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTT[:, None], implementation=implementation
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        mask=same_BTT[:, None],
+        is_causal=True,  # Not in the mask: cuDNN then skips the keys behind a query.
+        implementation=implementation,
     )
 
 
@@ -76,6 +82,23 @@ def resolve(
         return "splash"
     is_half = jnp.dtype(dtype).itemsize == 2
     return "cudnn" if platform == "gpu" and is_half else "xla"
+
+
+def kernel_cost(name: str, operands: list[ArrayShape]) -> KernelCost | None:
+    """Returns the cost of a call of a kernel of "splash" or "cudnn"; else None.
+
+    Of cuDNN's no block size is known: its products are counted below the diagonal.
+
+    Args:
+      name: of the kernel with its scopes.
+      operands: its arguments.
+    """
+    products = {"dot_product_attention_fwd": 2, "dot_product_attention_bwd": 5}
+    found = [num for part, num in products.items() if part in name]
+    if not found:
+        return splash.kernel_cost(name, operands)
+    B, T, N, H = operands[0].dims
+    return KernelCost(flops=found[0] * 2.0 * B * N * H * T * T / 2)
 
 
 def _blocked(

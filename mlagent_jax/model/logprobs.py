@@ -41,7 +41,7 @@ def token_logprobs(
     segment_ids_BT: jax.Array,
     *,
     temperature: float = 1.0,
-    chunk_size: int = 128,
+    chunk_size: int | None = None,
 ) -> TokenLogprobs:
     """Returns what the model thinks of `tokens_BT`; differentiable in `params`.
 
@@ -52,8 +52,8 @@ def token_logprobs(
       positions_BT: position of each token in its own sequence.
       segment_ids_BT: 0 marks padding.
       temperature: logits are divided by it; > 0.
-      chunk_size: positions of every row whose logits exist at once. They are
-        recomputed in the backward pass.
+      chunk_size: positions of every row whose logits exist at once, see
+        `scores.score_hidden`. They are recomputed in the backward pass.
 
     Raises:
       ConfigError: `temperature` is not positive.
@@ -82,7 +82,7 @@ def hidden_logprobs(
     segment_ids_BT: jax.Array,
     *,
     temperature: float,
-    chunk_size: int = 128,
+    chunk_size: int | None = None,
 ) -> TokenLogprobs:
     """Returns `token_logprobs` from hidden states that `qwen2.forward` gave."""
     # The last position predicts nothing; its result is rolled into column 0.

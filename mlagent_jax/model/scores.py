@@ -17,6 +17,11 @@ from jax.sharding import PartitionSpec
 
 from mlagent_jax.parallel.mesh import DATA, FSDP, TENSOR
 
+# Each chunk reads the whole table and adds to its whole gradient. Of 2,048 tokens the
+# products take longer than that on TPU and GPU (BUILD_NOTES.md, "Programs, compiled").
+_CHUNK_TOKENS = 2048
+_LEAST_CHUNK_SIZE = 128
+
 
 def score_hidden(
     hidden_BTD: jax.Array,
@@ -24,7 +29,7 @@ def score_hidden(
     tokens_BT: jax.Array,
     *,
     temperature: float,
-    chunk_size: int,
+    chunk_size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns float32 (logprobs_BT, entropy_BT) of one token a position.
 
@@ -33,7 +38,8 @@ def score_hidden(
       table_DV: the output layer, in any dtype; gradients are summed in float32.
       tokens_BT: the token at each position whose log-probability is asked for.
       temperature: logits are divided by it.
-      chunk_size: positions of every row whose logits exist at once.
+      chunk_size: positions of every row whose logits exist at once; None takes as
+        many as make 2,048 tokens on each device, at least 128.
     """
     score = partial(_score_shard, temperature=temperature, chunk_size=chunk_size)
     mesh = jax.sharding.get_abstract_mesh()
@@ -82,7 +88,7 @@ def _score_shard(
     tokens_BT: jax.Array,
     *,
     temperature: float,
-    chunk_size: int,
+    chunk_size: int | None,
     is_split: bool,
 ) -> tuple[jax.Array, jax.Array]:
     dtype = hidden_BTD.dtype
@@ -107,6 +113,8 @@ def _score_shard(
         logits_BUV = logits.reshape(B, U, -1) / temperature
         return score_logits(logits_BUV, tokens_BU, TENSOR if is_split else None)
 
+    if chunk_size is None:
+        chunk_size = max(_LEAST_CHUNK_SIZE, -(-_CHUNK_TOKENS // len(tokens_BT)))
     chunks = (
         _split_chunks(hidden_BTD, chunk_size),
         _split_chunks(tokens_BT, chunk_size),

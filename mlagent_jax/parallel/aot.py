@@ -1,4 +1,4 @@
-"""Compiling a program ahead of time for a TPU slice, and saying what came out.
+"""Compiling a program ahead of time for TPUs or GPUs, and saying what came out.
 
 The compiler is the judge of whether a program fits: it places every buffer, and
 refuses a program whose buffers do not fit a chip. Kinds of memory are told apart by
@@ -39,7 +39,7 @@ class Program:
       name: such as "sft".
       lower: traces it for abstract arguments.
       mesh: devices it runs on.
-      tpu_slice: the chips that these are.
+      target: the chips that these are.
       held: kind of memory -> arrays of that kind that exist while it runs, as
         `jax.ShapeDtypeStruct`s with shardings.
       model_flops: what it must compute, over all devices.
@@ -49,7 +49,7 @@ class Program:
     name: str
     lower: Callable[[], jax.stages.Lowered]
     mesh: Mesh
-    tpu_slice: Slice
+    target: Slice
     held: Mapping[str, Any]
     model_flops: float
     settings: Mapping[str, Any]
@@ -125,7 +125,7 @@ def compile_program(
 
     Args:
       program: what to compile.
-      kernel_costs: knows the Pallas kernels in it.
+      kernel_costs: knows the kernels in it.
 
     Raises:
       JaxRuntimeError: the compiler failed for another reason than memory.
@@ -133,12 +133,12 @@ def compile_program(
     held = {kind: device_bytes(tree) for kind, tree in program.held.items()}
     common: dict[str, Any] = {
         "name": program.name,
-        "topology": program.tpu_slice.name,
+        "topology": program.target.name,
         "mesh": dict(program.mesh.shape),
         "settings": program.settings,
         "model_flops": program.model_flops,
     }
-    capacity = program.tpu_slice.chip.hbm_bytes
+    capacity = program.target.chip.hbm_bytes
     lowered = program.lower()
     start = time.monotonic()
     try:
@@ -156,7 +156,7 @@ def compile_program(
         ), ""
     compile_s = time.monotonic() - start
     stats = compiled.memory_analysis()
-    assert stats is not None  # the TPU compiler always has them
+    assert stats is not None  # compilers for TPU and GPU always have them
     text = compiled.as_text() or ""
     counts = count(hlo.parse(text), kernel_costs)
     # The peak of the compiler's placement; its temporaries alone would be a sum of
@@ -181,9 +181,9 @@ def compile_program(
         hbm=hbm,
         device_flops=counts.flops,
         hbm_traffic_bytes=counts.hbm_bytes,
-        collectives=_collective_rows(counts, program.tpu_slice, coords),
+        collectives=_collective_rows(counts, program.target, coords),
         roofline=roofline(
-            counts, program.tpu_slice, coords, model_flops=program.model_flops
+            counts, program.target, coords, model_flops=program.model_flops
         ),
         open_loops=tuple(sorted(set(counts.open_loops))),
         unknown_kernels=tuple(sorted(set(counts.unknown_kernels))),
@@ -202,7 +202,10 @@ def device_bytes(tree: Any) -> float:
 
 def device_coords(mesh: Mesh) -> Coords:
     """Returns where each device sits in its slice, in the mesh's order."""
-    return [tuple(device.coords) for device in mesh.devices.flat]
+    devices = list(mesh.devices.flat)
+    if devices[0].platform == "gpu":
+        return [(device.id,) for device in devices]
+    return [tuple(device.coords) for device in devices]
 
 
 def needed_bytes(message: str) -> float:
@@ -217,7 +220,7 @@ def needed_bytes(message: str) -> float:
 
 
 def _collective_rows(
-    counts: Counts, tpu_slice: Slice, coords: Coords
+    counts: Counts, target: Slice, coords: Coords
 ) -> tuple[CollectiveRow, ...]:
     rows: dict[tuple[str, int, tuple[int, ...]], CollectiveRow] = {}
     for item in counts.collectives:
@@ -230,7 +233,7 @@ def _collective_rows(
             slice_dims=dims,
             executions=item.executions + (old.executions if old else 0),
             received_bytes=item.received_bytes + (old.received_bytes if old else 0.0),
-            seconds=collective_seconds(item, tpu_slice, coords)
+            seconds=collective_seconds(item, target, coords)
             + (old.seconds if old else 0.0),
         )
     return tuple(sorted(rows.values(), key=lambda row: -row.seconds))

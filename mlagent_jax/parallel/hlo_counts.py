@@ -13,7 +13,7 @@ around it. A loop whose trips depend on data counts once; `Counts.open_loops` na
 - Memory: bytes that instructions outside of fusions read from and write to HBM (what
   the compiler keeps in on-chip memory is marked and does not count). A fusion that
   slices an operand reads the slice; one that updates a part in place writes the part.
-- Kernels (Pallas) are opaque: the caller gives a function that knows them.
+- Kernels (Pallas, cuDNN) are opaque: the caller gives a function that knows them.
 """
 
 import dataclasses
@@ -47,6 +47,8 @@ _FREE = {
 }
 _FREE_TARGETS = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 _SLICES = {"dynamic-slice", "slice", "gather"}
+# Pallas on TPU; cuDNN's and cuBLAS' on GPU.
+_KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cu[a-z]+\$[^"]*)"')
 # Updated in place -> which operand holds the new part.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
@@ -116,7 +118,7 @@ def count(module: Module, kernel_costs: KernelCosts | None = None) -> Counts:
 
     Args:
       module: from `hlo.parse`.
-      kernel_costs: knows the Pallas kernels in it.
+      kernel_costs: knows the kernels in it.
     """
     counts = Counts()
     _Counter(module, kernel_costs, counts).visit(module.entry, 1, set(), False)
@@ -172,7 +174,7 @@ class _Counter:
         if item.opcode in ("dot", "convolution"):
             counts.product_flops += times * product_flops(item, operands)
         cost = None
-        if 'custom_call_target="tpu_custom_call"' in item.attrs:
+        if _KERNEL.search(item.attrs):
             cost = self._cost_of_kernel(item, operands)
             counts.kernel_flops += times * cost.flops
         kind = item.opcode.removesuffix("-start")

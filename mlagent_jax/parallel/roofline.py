@@ -40,24 +40,24 @@ class Roofline:
 
 
 def roofline(
-    counts: Counts, tpu_slice: Slice, coords: Coords, *, model_flops: float
+    counts: Counts, target: Slice, coords: Coords, *, model_flops: float
 ) -> Roofline:
     """Returns the bounds of a program on a slice.
 
     Args:
       counts: of the program on one device.
-      tpu_slice: its chips.
+      target: its chips.
       coords: where each device of the mesh sits in the slice, in the mesh's order.
       model_flops: what the step must compute, over all devices.
     """
-    chip = tpu_slice.chip
+    chip = target.chip
     compute_s = counts.flops / chip.flops_per_s
     hbm_s = counts.hbm_bytes / chip.hbm_bytes_per_s
     interconnect_s = sum(
-        collective_seconds(collective, tpu_slice, coords)
+        collective_seconds(collective, target, coords)
         for collective in counts.collectives
     )
-    ideal_s = model_flops / tpu_slice.num_chips / chip.flops_per_s
+    ideal_s = model_flops / target.num_chips / chip.flops_per_s
     return Roofline(
         compute_s=compute_s,
         hbm_s=hbm_s,
@@ -68,17 +68,15 @@ def roofline(
     )
 
 
-def collective_seconds(
-    collective: Collective, tpu_slice: Slice, coords: Coords
-) -> float:
+def collective_seconds(collective: Collective, target: Slice, coords: Coords) -> float:
     """Returns the least time of all executions of a collective."""
     if collective.received_bytes == 0:
         return 0.0
     dims = spanned_dims(collective.group, coords)
-    num_links = sum(tpu_slice.links_along(dim) for dim in dims)
+    num_links = sum(target.links_along(dim) for dim in dims)
     # A group that is not known is given every link of a chip: still a lower bound.
-    num_links = num_links or 2 * tpu_slice.chip.num_dims
-    return collective.received_bytes / (num_links * tpu_slice.chip.link_bytes_per_s)
+    num_links = num_links or 2 * target.chip.num_dims
+    return collective.received_bytes / (num_links * target.chip.link_bytes_per_s)
 
 
 def spanned_dims(group: Sequence[int], coords: Coords) -> list[int]:

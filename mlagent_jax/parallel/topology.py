@@ -1,10 +1,10 @@
-"""TPU slices by name, their chips' published peaks, and devices to compile for.
+"""TPU slices and GPUs by name, their published peaks, and devices to compile for.
 
 `parse_slice("v5p:2x2x2")` is arithmetic on names and needs nothing; `devices` asks the
-TPU compiler (package libtpu) for the slice's devices, which can be compiled for and
-not run on. No TPU is needed for either.
+compiler for TPU (package libtpu) or GPU (jax's CUDA plugin) for the devices, which can
+be compiled for and not run on. Neither needs a TPU or GPU.
 
-Peaks are Google's: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "System
+Peaks of TPUs are Google's: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "System
 architecture", read 2026-11-25. Memory is what the compiler lets a program use, read
 from its messages; the rest of the chip's memory is its own.
 """
@@ -15,42 +15,17 @@ import math
 from typing import Any
 
 from mlagent_jax.errors import ConfigError
+from mlagent_jax.parallel.chip import Chip
+from mlagent_jax.parallel.gpus import GPUS
 
 _GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chip:
-    """One kind of TPU chip.
-
-    Attributes:
-      name: as in a slice's name.
-      flops_per_s: peak of bfloat16 products.
-      hbm_bytes: memory that a program may use.
-      hbm_bytes_per_s: peak of the memory's bandwidth.
-      link_bytes_per_s: one interconnect link in one direction: the published
-        bandwidth of a chip divided by its links.
-      num_dims: dimensions of the interconnect, two links each.
-      max_shape: the largest slice; an axis has a wrap-around link if it is that long
-        (2D) or a multiple of 4 chips (3D).
-      chip_config: variant of the compiler's description of the chip; None is its
-        default.
-    """
-
-    name: str
-    flops_per_s: float
-    hbm_bytes: int
-    hbm_bytes_per_s: float
-    link_bytes_per_s: float
-    num_dims: int
-    max_shape: tuple[int, ...]
-    chip_config: str | None = None
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
+            platform="tpu",
             name="v4",
             flops_per_s=275e12,
             hbm_bytes=int(30.75 * _GIB),
@@ -58,9 +33,10 @@ CHIPS = {
             link_bytes_per_s=300e9 / 6,  # 2,400 Gbit/s a chip
             num_dims=3,
             max_shape=(12, 16, 16),
-            chip_config="megacore",  # both cores of a chip as one device
+            description="megacore",  # both cores of a chip as one device
         ),
         Chip(
+            platform="tpu",
             name="v5e",
             flops_per_s=197e12,
             hbm_bytes=int(15.75 * _GIB),
@@ -70,6 +46,7 @@ CHIPS = {
             max_shape=(16, 16),
         ),
         Chip(
+            platform="tpu",
             name="v5p",
             flops_per_s=459e12,
             hbm_bytes=int(95.74 * _GIB),
@@ -79,6 +56,7 @@ CHIPS = {
             max_shape=(16, 16, 24),
         ),
         Chip(
+            platform="tpu",
             name="v6e",
             flops_per_s=918e12,
             hbm_bytes=int(31.25 * _GIB),
@@ -87,13 +65,14 @@ CHIPS = {
             num_dims=2,
             max_shape=(16, 16),
         ),
+        *GPUS,
     )
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Chips that are wired together.
+    """Chips that are wired together: a slice of TPUs, or GPUs of one host.
 
     Attributes:
       chip: their kind.
@@ -115,17 +94,22 @@ class Slice:
 
     @property
     def host_shape(self) -> tuple[int, ...]:
-        """Chips of one host along each dimension; four chips, or all of them."""
+        """Chips of one host along each dimension; four TPUs, or all of them."""
+        if self.chip.platform == "gpu":
+            return self.shape
         return tuple(min(n, m) for n, m in zip(self.shape, (2, 2, 1), strict=False))
 
     def links_along(self, dim: int) -> int:
         """Links by which the worst-placed chip can receive along a dimension.
 
-        One on an open line, at whose end a chip has one neighbour; two on a ring.
+        One on an open line, at whose end a chip has one neighbour; two on a ring; one
+        to a switch.
         """
         length = self.shape[dim]
         if length == 1:
             return 0
+        if self.chip.platform == "gpu":
+            return 1
         if self.chip.num_dims == 3:
             return 2 if length % 4 == 0 else 1
         return 2 if length == self.chip.max_shape[dim] else 1
@@ -147,7 +131,7 @@ def parse_slice(name: str) -> Slice:
             f"{', '.join(CHIPS)}{hint}"
         )
     parts = shape_text.split("x")
-    example = "2x2x2" if chip.num_dims == 3 else "4x4"
+    example = {1: "1", 2: "4x4", 3: "2x2x2"}[chip.num_dims]
     if len(parts) != chip.num_dims or not all(part.isdecimal() for part in parts):
         raise ConfigError(
             f"topology {name!r}: expected {chip.num_dims} sizes, as {chip_name}:"
@@ -166,31 +150,36 @@ def parse_slice(name: str) -> Slice:
     return Slice(chip=chip, shape=shape)
 
 
-def devices(tpu_slice: Slice) -> list[Any]:
+def devices(target: Slice) -> list[Any]:
     """Returns the devices of a slice, for `make_mesh`; they can be compiled for only.
 
     Raises:
-      ConfigError: the TPU compiler is not installed, or knows no such slice.
+      ConfigError: the compiler is not installed, or knows no such slice.
     """
     # jax starts its backends on first use: only here, never when this is imported.
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {}
-    if tpu_slice.chip.chip_config is not None:
-        options["chip_config_name"] = tpu_slice.chip.chip_config
-    bounds = (*tpu_slice.host_shape, 1)[:3]
+    if target.chip.platform == "gpu":
+        options: dict[str, Any] = {
+            "platform": "cuda",
+            "target_config": target.chip.description,
+            "topology": f"1x1x{target.num_chips}",
+        }
+        package = "jax's CUDA plugin"
+    else:
+        options = {
+            "platform": "tpu",
+            "topology_name": target.name,
+            "chips_per_host_bounds": (*target.host_shape, 1)[:3],
+        }
+        if target.chip.description is not None:
+            options["chip_config_name"] = target.chip.description
+        package = "the package libtpu"
     try:
-        return list(
-            topologies.get_topology_desc(
-                platform="tpu",
-                topology_name=tpu_slice.name,
-                chips_per_host_bounds=bounds,
-                **options,
-            ).devices
-        )
+        return list(topologies.get_topology_desc(**options).devices)
     except (JaxRuntimeError, RuntimeError) as error:
         raise ConfigError(
-            f"topology {tpu_slice.name}: the TPU compiler refused it ({error}). It is "
-            'the package libtpu: pip install "mlagent_jax[tpu]"'
+            f"topology {target.name}: its compiler is missing or refused it ({error}). It is "
+            f'{package}: pip install "mlagent_jax[{target.chip.platform}]"'
         ) from error

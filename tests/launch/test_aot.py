@@ -1,4 +1,4 @@
-"""The program that compiles for TPU: a tiny run for real, refusals, arithmetic."""
+"""The program that compiles ahead of time: tiny runs for real, refusals, arithmetic."""
 
 import importlib.util
 import json
@@ -65,6 +65,31 @@ def test_a_tiny_update_compiles_for_four_chips_and_its_numbers_add_up(tmp_path):
     assert bound["interconnect_s"] == pytest.approx(
         sum(row["seconds"] for row in sft["collectives"])
     )
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="the GPU compiler is not installed: pip install -e .[gpu]",
+)
+def test_a_tiny_update_compiles_for_gpus_that_are_not_there(tmp_path):
+    path = tmp_path / "report.json"
+    result = run_aot(tmp_path, "--topology=h100:4", "--program=sft", f"--json={path}")
+    assert result.returncode == 0, result.stderr[-2_000:]
+    sft = json.loads(path.read_text())["programs"]["sft"]
+    assert sft["settings"]["attention"] == "cudnn"
+    assert sft["unknown_kernels"] == []
+    assert sft["open_loops"] == []
+    # By hand, as above: a GPU computes a quarter, layers once more but for their last
+    # product, and attention's half below the diagonal, with five products back.
+    tokens = 8 * 256
+    layer = 2 * (2 * 6 * 128 + 3 * 512) * 256
+    attention = 2 * 4 * 128 * 256
+    head = 2 * 256 * 512
+    layers = 3 * (4 * layer - 2 * 512 * 256 + 4.5 * attention)
+    assert sft["device_flops"] == tokens * (layers + 4 * head) / 4
+    assert sft["hbm"]["capacity"] == pytest.approx(0.75 * 85e9, rel=0.01)
+    assert sft["roofline"]["hbm_s"] == pytest.approx(sft["hbm_traffic_bytes"] / 3_350e9)
+    assert sft["roofline"]["interconnect_s"] > 0
 
 
 def test_a_mesh_that_does_not_divide_is_refused_without_a_compiler(tmp_path):

@@ -196,9 +196,9 @@ def test_a_fresh_module_with_a_scan_counts_as_by_hand():
 
 
 def test_times_come_from_peaks_and_from_the_links_that_a_group_spans(recorded):
-    tpu_slice = parse_slice("v5e:2x4")
+    target = parse_slice("v5e:2x4")
     coords = [(i % 2, i // 2) for i in range(8)]
-    bound = roofline(recorded, tpu_slice, coords, model_flops=8 * 5e3)
+    bound = roofline(recorded, target, coords, model_flops=8 * 5e3)
     assert bound.compute_s == recorded.flops / 197e12
     assert bound.hbm_s == recorded.hbm_bytes / 819e9
     assert spanned_dims((0, 2, 4, 6), coords) == [1]

@@ -20,17 +20,26 @@ def test_a_slice_is_read_from_its_name():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5x:2x2", "unknown chip 'v5x'; expected one of v4, v5e, v5p, v6e; did you"),
+        ("v5x:2x2", "unknown chip 'v5x'; expected one of v4, v5e, v5p, v6e, a100"),
         ("", "unknown chip ''"),
         ("v5p:2x2", "expected 3 sizes, as v5p:2x2x2"),
         ("v5e:4", "expected 2 sizes, as v5e:4x4"),
         ("v5e:axb", "expected 2 sizes"),
+        ("h100:2x4", "expected 1 sizes, as h100:1"),
+        ("h100:16", "size 0 = 16: expected 1, 2 or an even number up to 8"),
         ("v5e:3x32", r"size 0 = 3: expected 1, 2 or an even.*\n.*size 1 = 32"),
     ],
 )
 def test_what_is_no_slice_is_refused_with_what_would_be(name, message):
     with pytest.raises(ConfigError, match=message):
         parse_slice(name)
+
+
+def test_gpus_of_a_host_share_a_switch():
+    found = parse_slice("h100:8")
+    assert (found.name, found.num_chips, found.host_shape) == ("h100:8", 8, (8,))
+    assert found.links_along(0) == 1
+    assert parse_slice("h200:1").links_along(0) == 0
 
 
 def test_an_open_line_has_one_link_at_its_end_and_a_ring_has_two():
