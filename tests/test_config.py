@@ -125,6 +125,15 @@ def test_a_file_without_get_config_is_refused(tmp_path):
         load_config(str(path))
 
 
+def test_none_may_be_a_choice():
+    config = load_config(str(ROOT / "configs/qwen2_5_7b_sft.py"))
+    assert config.model is not None
+    assert apply_override(config, "model.remat=none").model.remat == "none"
+    assert apply_override(config, "model.remat='layer'").model.remat == "layer"
+    with pytest.raises(ConfigError, match="expected one of .* did you mean 'layer'"):
+        apply_override(config, "model.remat=layers")
+
+
 def test_fields_that_must_fit_each_other_change_together(config):
     changes = ["ppo.states_per_update=9", "ppo.minibatch_size=72"]
     changes += ["ppo.micro_batch_size=72", "ppo.mode=episode", "ppo.kl.target=0.1"]

@@ -151,8 +151,8 @@ def _parse_value(text: str, annotation: Any, full_path: str) -> Any:
 def _convert(value: Any, text: str, annotation: Any) -> tuple[bool, Any]:
     """Returns (True, value as `annotation`) or (False, None)."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return value in args, value
+    if origin is Literal:  # "none" may be a choice, as of model.remat
+        return (True, text) if text in args else (value in args, value)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False, None

@@ -180,6 +180,6 @@ def devices(target: Slice) -> list[Any]:
         return list(topologies.get_topology_desc(**options).devices)
     except (JaxRuntimeError, RuntimeError) as error:
         raise ConfigError(
-            f"topology {target.name}: its compiler is missing or refused it ({error}). It is "
-            f'{package}: pip install "mlagent_jax[{target.chip.platform}]"'
+            f"topology {target.name}: its compiler is missing or refused it ({error}). "
+            f'It is {package}: pip install "mlagent_jax[{target.chip.platform}]"'
         ) from error
