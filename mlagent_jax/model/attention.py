@@ -7,8 +7,7 @@ sampler's attention is in `cached_attention`. The implementation has a name:
   earlier sequences, as many rows at once as their scores stay small, see
   `packed_attention`; no (B, N, T, S) array exists.
 - "splash": JAX's Splash kernel for TPU, see `splash`.
-- "cudnn": `jax.nn.dot_product_attention` through cuDNN's fused kernels, for GPU in
-  a half precision; stores the mask of each row, (B, T, S), but no scores.
+- "cudnn": cuDNN's fused kernels, for GPU in a half precision, see `cudnn`.
 - "xla": `jax.nn.dot_product_attention` in plain XLA, anywhere; stores the scores.
 - "auto": "blocked" on CPU, "splash" on TPU, "cudnn" on GPU in bfloat16, else "xla".
 
@@ -25,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mlagent_jax.model import splash
+from mlagent_jax.model import cudnn, splash
+from mlagent_jax.model.cudnn import attend_cudnn
 from mlagent_jax.model.packed_attention import attend_rows, num_blocks
 from mlagent_jax.model.splash import attend_splash
 from mlagent_jax.parallel.hlo import ArrayShape
@@ -59,14 +59,13 @@ def attend_within(
         return _blocked(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
     if implementation == "splash":
         return attend_splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    if implementation == "cudnn":
+        return attend_cudnn(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    T = q_BTNH.shape[1]
     same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    mask_BTT = same_BTT & jnp.tril(jnp.ones((T, T), bool))
     return jax.nn.dot_product_attention(
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        mask=same_BTT[:, None],
-        is_causal=True,  # Not in the mask: cuDNN then skips the keys behind a query.
-        implementation=implementation,
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_BTT[:, None], implementation="xla"
     )
 
 
@@ -87,18 +86,11 @@ def resolve(
 def kernel_cost(name: str, operands: list[ArrayShape]) -> KernelCost | None:
     """Returns the cost of a call of a kernel of "splash" or "cudnn"; else None.
 
-    Of cuDNN's no block size is known: its products are counted below the diagonal.
-
     Args:
       name: of the kernel with its scopes.
       operands: its arguments.
     """
-    products = {"dot_product_attention_fwd": 2, "dot_product_attention_bwd": 5}
-    found = [num for part, num in products.items() if part in name]
-    if not found:
-        return splash.kernel_cost(name, operands)
-    B, T, N, H = operands[0].dims
-    return KernelCost(flops=found[0] * 2.0 * B * N * H * T * T / 2)
+    return cudnn.kernel_cost(name, operands) or splash.kernel_cost(name, operands)
 
 
 def _blocked(

@@ -1,10 +1,7 @@
 """Attention within whole sequences on TPU: JAX's Splash kernel, one call a shard.
 
 Splash is FlashAttention with block-sparse masks: no (B, N, T, S) array exists, key
-blocks above the causal diagonal are skipped, and segment ids mask the rest. A kernel
-is not partitioned by the compiler, so it runs under `jax.shard_map`: rows split over
-(data, fsdp), heads over tensor. Where `tensor` exceeds the number of key/value heads,
-each of them is repeated for the shards that share it.
+blocks above the causal diagonal are skipped, and segment ids mask the rest.
 
 Axes: B rows, T tokens, N query heads, K key/value heads, H head width.
 """
@@ -19,11 +16,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask as mask_lib,
 )
-from jax.sharding import PartitionSpec
 
+from mlagent_jax.model.attention_shards import attend_shards
 from mlagent_jax.parallel.hlo import ArrayShape
 from mlagent_jax.parallel.hlo_counts import KernelCost
-from mlagent_jax.parallel.mesh import DATA, FSDP, TENSOR
 
 SAVED_NAME = "attention_out"  # what remat = "attention" keeps
 LANES = 128  # blocks are multiples of it
@@ -54,22 +50,7 @@ def attend_splash(
       interpret: runs the kernel's program in plain JAX, for tests on CPU.
     """
     attend = partial(_attend_shard, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return attend(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
-    tensor = mesh.shape[TENSOR]
-    K = k_BTKH.shape[2]
-    if tensor > K:
-        k_BTKH = jnp.repeat(k_BTKH, tensor // K, axis=2)
-        v_BTKH = jnp.repeat(v_BTKH, tensor // K, axis=2)
-    heads = PartitionSpec((DATA, FSDP), None, TENSOR, None)
-    rows = PartitionSpec((DATA, FSDP), None)
-    return jax.shard_map(
-        attend,
-        in_specs=(heads, heads, heads, rows),
-        out_specs=heads,
-        check_vma=False,  # Pallas calls carry no types of varying axes.
-    )(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    return attend_shards(attend, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
 
 
 def _attend_shard(

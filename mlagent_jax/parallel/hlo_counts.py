@@ -112,6 +112,12 @@ class Counts:
         """Of products and kernels."""
         return self.product_flops + self.kernel_flops
 
+    def add(self, other: "Counts") -> None:
+        """Adds what another part of the program costs."""
+        for field in dataclasses.fields(self):
+            total = getattr(self, field.name) + getattr(other, field.name)
+            setattr(self, field.name, total)
+
 
 def count(module: Module, kernel_costs: KernelCosts | None = None) -> Counts:
     """Returns the totals of one run of `module` on one device.
@@ -152,14 +158,26 @@ class _Counter:
                     self._counts.open_loops.append(item.name)
                 (body,) = item.called("body")
                 self.visit(body, times * (1 if trips is None else trips), set(), False)
-            elif item.opcode in ("call", "conditional"):
-                # Of a conditional every branch counts: an upper bound.
+            elif item.opcode == "call":
                 for callee in item.called():
                     self.visit(callee, times, channels, is_fused)
+            elif item.opcode == "conditional":
+                self._visit_dearest(item, times, channels, is_fused)
             elif item.opcode == "fusion" or item.opcode.startswith("async-start"):
                 for callee in item.called("calls"):
                     self.visit(callee, times, channels, True)
             self._add(computation, item, times, channels, is_fused)
+
+    def _visit_dearest(
+        self, item: Instruction, times: int, channels: set[str], is_fused: bool
+    ) -> None:
+        """Adds the branch of a conditional that costs most: an upper bound."""
+        branches: list[Counts] = []
+        for callee in item.called():
+            branch = _Counter(self._module, self._kernel_costs, Counts())
+            branch.visit(callee, times, channels, is_fused)
+            branches.append(branch._counts)
+        self._counts.add(max(branches, key=lambda c: (c.flops, c.hbm_bytes)))
 
     def _add(
         self,
