@@ -1,8 +1,8 @@
 """GPUs to compile for: their published peaks, and how XLA is told of each.
 
-Peaks are NVIDIA's, of the SXM boards, products without sparsity: data sheets of A100
-(80 GB), H100 and H200, read 2026-11-27. The links are NVLink's, both directions of the
-published number apart. Memory is what JAX takes of it unless it is told otherwise:
+Peaks are those of NVIDIA's data sheets as others quote them (2026-11-27), of the SXM
+boards, products without sparsity. The links are NVLink's: half of the published number,
+which is of both directions. Memory is what JAX takes of it unless it is told otherwise:
 three quarters (XLA_PYTHON_CLIENT_MEM_FRACTION).
 
 The compiler wants a device or a description of one. What a kind has on each of its

@@ -70,6 +70,7 @@ def test_a_topology_is_named_as_the_cloud_does(tpu, accelerator_type, hosts):
         ({"stage": "train"}, "--stage=train: expected one of prepare"),
         ({"tpu": "v9:2x2"}, "--tpu=v9:2x2: .*expected one of v4, v5e, v5p, v6e"),
         ({"tpu": "v5p"}, "--tpu=v5p: .*expected 3 sizes"),
+        ({"tpu": "h100:8"}, "--tpu=h100:8: expected one of v4, v5e, v5p, v6e"),
         ({"bucket": "/tmp"}, "--bucket=/tmp: expected gs://"),
         ({"zone": ""}, "--zone=: expected"),
         ({"stage": "evaluate"}, "has 2 hosts: evaluate runs on one; .* 4 chips"),
