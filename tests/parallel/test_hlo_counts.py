@@ -206,3 +206,13 @@ def test_times_come_from_peaks_and_from_the_links_that_a_group_spans(recorded):
     assert bound.interconnect_s == 5 * 768 / 50e9
     ideal_s = 5e3 / 197e12
     assert bound.mfu_upper_bound == ideal_s / bound.interconnect_s
+
+
+def test_of_a_conditional_the_dearest_branch_counts():
+    def step(is_large, x):
+        return jax.lax.cond(is_large, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    x = jax.ShapeDtypeStruct((16, 16), jnp.float32)
+    lowered = jax.jit(step).lower(jax.ShapeDtypeStruct((), bool), x)
+    counts = count(hlo.parse(lowered.compile().as_text() or ""))
+    assert counts.product_flops == 2 * (2 * 16**3)
