@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from mlagent_jax.parallel.mesh import DATA, FSDP, TENSOR
 
 # Each chunk reads the whole table and adds to its whole gradient. Of 2,048 tokens the
-# products take longer than that on TPU and GPU (BUILD_NOTES.md, "Programs, compiled").
+# products take longer than that on TPU and GPU (BUILD_NOTES.md, "TPU programs").
 _CHUNK_TOKENS = 2048
 _LEAST_CHUNK_SIZE = 128
 

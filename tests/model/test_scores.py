@@ -67,3 +67,16 @@ def test_the_gradient_of_the_table_is_summed_in_float32():
     *_, table_grad_DV = scores_and_gradients(chunk_size=1, dtype=jnp.bfloat16)
     *_, expected_DV = scores_and_gradients(chunk_size=T, dtype=jnp.bfloat16)
     np.testing.assert_allclose(table_grad_DV, expected_DV, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_tokens", "chunk"),
+    [(1, 6144, 2048), (2, 3072, 1024), (32, 256, 128)],
+)
+def test_a_chunk_has_2048_tokens_and_at_least_128_of_a_row(num_rows, num_tokens, chunk):
+    hidden_BTD = jax.ShapeDtypeStruct((num_rows, num_tokens, 3), jnp.float32)
+    table_DV = jax.ShapeDtypeStruct((3, 7), jnp.float32)
+    tokens_BT = jax.ShapeDtypeStruct((num_rows, num_tokens), jnp.int32)
+    score = jax.jit(lambda *args: score_hidden(*args, temperature=1.0))
+    text = score.lower(hidden_BTD, table_DV, tokens_BT).as_text()
+    assert f"tensor<{num_rows}x{chunk}x7xf32>" in text
