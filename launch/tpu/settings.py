@@ -120,14 +120,13 @@ class PodSettings:
         Raises:
           ConfigError: `tpu` is not a generation and a topology.
         """
-        try:
-            found = parse_slice(self.tpu)
-        except ConfigError as error:
-            raise ConfigError(f"--tpu={self.tpu}: {error}") from error
-        if found.chip.platform != "tpu":
+        if self.tpu.partition(":")[0] not in GENERATIONS:
             expected = ", ".join(GENERATIONS)
             raise ConfigError(f"--tpu={self.tpu}: expected one of {expected}")
-        return found.shape
+        try:
+            return parse_slice(self.tpu).shape
+        except ConfigError as error:
+            raise ConfigError(f"--tpu={self.tpu}: {error}") from error
 
     def generation(self) -> Generation:
         """Returns the facts about this kind of TPU."""

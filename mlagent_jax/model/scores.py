@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec
 
 from mlagent_jax.parallel.mesh import DATA, FSDP, TENSOR
 
-# Each chunk reads the whole table and adds to its whole gradient. Of 2,048 tokens the
-# products take longer than that on TPU and GPU (BUILD_NOTES.md, "TPU programs").
+# Each chunk reads the whole table and adds to its whole gradient, V x D, beside logits
+# of tokens x V. Of 2,048 tokens the products take longer than that on TPU and GPU
+# (BUILD_NOTES.md, "TPU programs"); of many more than D, a CPU's caches hold no chunk.
 _CHUNK_TOKENS = 2048
 _LEAST_CHUNK_SIZE = 128
 
@@ -39,7 +40,7 @@ def score_hidden(
       tokens_BT: the token at each position whose log-probability is asked for.
       temperature: logits are divided by it.
       chunk_size: positions of every row whose logits exist at once; None takes as
-        many as make 2,048 tokens on each device, at least 128.
+        many as make 2,048 tokens on each device, or 2 D if fewer; at least 128.
     """
     score = partial(_score_shard, temperature=temperature, chunk_size=chunk_size)
     mesh = jax.sharding.get_abstract_mesh()
@@ -114,7 +115,8 @@ def _score_shard(
         return score_logits(logits_BUV, tokens_BU, TENSOR if is_split else None)
 
     if chunk_size is None:
-        chunk_size = max(_LEAST_CHUNK_SIZE, -(-_CHUNK_TOKENS // len(tokens_BT)))
+        num_tokens = min(_CHUNK_TOKENS, 2 * hidden_BTD.shape[-1])
+        chunk_size = max(_LEAST_CHUNK_SIZE, -(-num_tokens // len(tokens_BT)))
     chunks = (
         _split_chunks(hidden_BTD, chunk_size),
         _split_chunks(tokens_BT, chunk_size),

@@ -10,6 +10,8 @@ processors follows from the CUDA programming guide, table "Technical specificati
 compute capability".
 """
 
+from functools import partial
+
 from mlagent_jax.parallel.chip import Chip
 
 _MEM_FRACTION = 0.75
@@ -68,6 +70,17 @@ def _gpu(
     )
 
 
+_hopper = partial(
+    _gpu,
+    capability=9,
+    flops_per_s=989e12,
+    link_bytes_per_s=450e9,
+    num_cores=132,
+    clock_ghz=1.98,
+    shared_bytes=228 * 1024,
+    l2_bytes=50 * 2**20,
+)
+
 GPUS = (
     _gpu(
         "a100",
@@ -82,30 +95,16 @@ GPUS = (
         shared_bytes=164 * 1024,
         l2_bytes=40 * 2**20,
     ),
-    _gpu(
+    _hopper(
         "h100",
         product="NVIDIA H100 80GB HBM3",
-        capability=9,
-        flops_per_s=989e12,
         memory_bytes=84_900_000_000,
         hbm_bytes_per_s=3_350e9,
-        link_bytes_per_s=450e9,
-        num_cores=132,
-        clock_ghz=1.98,
-        shared_bytes=228 * 1024,
-        l2_bytes=50 * 2**20,
     ),
-    _gpu(
+    _hopper(
         "h200",
         product="NVIDIA H200",
-        capability=9,
-        flops_per_s=989e12,
         memory_bytes=150_000_000_000,
         hbm_bytes_per_s=4_800e9,
-        link_bytes_per_s=450e9,
-        num_cores=132,
-        clock_ghz=1.98,
-        shared_bytes=228 * 1024,
-        l2_bytes=50 * 2**20,
     ),
 )

@@ -70,12 +70,19 @@ def test_the_gradient_of_the_table_is_summed_in_float32():
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_tokens", "chunk"),
-    [(1, 6144, 2048), (2, 3072, 1024), (32, 256, 128)],
+    ("num_rows", "num_tokens", "width", "chunk"),
+    [
+        (1, 6144, 1024, 2048),
+        (2, 3072, 1024, 1024),
+        (1, 2048, 256, 512),
+        (32, 256, 1024, 128),
+    ],
 )
-def test_a_chunk_has_2048_tokens_and_at_least_128_of_a_row(num_rows, num_tokens, chunk):
-    hidden_BTD = jax.ShapeDtypeStruct((num_rows, num_tokens, 3), jnp.float32)
-    table_DV = jax.ShapeDtypeStruct((3, 7), jnp.float32)
+def test_a_chunk_has_2048_tokens_or_twice_the_width_and_at_least_128_of_a_row(
+    num_rows, num_tokens, width, chunk
+):
+    hidden_BTD = jax.ShapeDtypeStruct((num_rows, num_tokens, width), jnp.float32)
+    table_DV = jax.ShapeDtypeStruct((width, 7), jnp.float32)
     tokens_BT = jax.ShapeDtypeStruct((num_rows, num_tokens), jnp.int32)
     score = jax.jit(lambda *args: score_hidden(*args, temperature=1.0))
     text = score.lower(hidden_BTD, table_DV, tokens_BT).as_text()
