@@ -88,36 +88,34 @@ def use_compiler_only() -> None:
     }
 
 
-def resolved_model(config: RunConfig, platform: str) -> ModelConfig:
-    """Returns the run's model as "tpu" or "gpu" build it: its attention is decided."""
-    from mlagent_jax.model import hf
-    from mlagent_jax.model.attention import resolve
-
-    model = config.model or hf.model_of_run(config)
-    name = resolve(model.attention, platform, model.compute_dtype)
-    return dataclasses.replace(model, attention=name)
-
-
 def _compile_all(config: RunConfig, target: Slice, which: str) -> bool:
     use_compiler_only()
-    from launch import aot_programs
+    from launch import run_programs
+    from mlagent_jax.parallel import topology
     from mlagent_jax.parallel.fit import check_stage
 
-    model = resolved_model(config, target.chip.platform)
+    model = run_programs.resolved_model(config, target.chip.platform)
     stage = "sft" if which == "sft" else "ppo"
     check_stage(config, model, target.num_chips, stage)
-    programs: list[Program] = []
-    if which == "sft":
-        programs.append(aot_programs.sft_program(config, model, target))
-    if which in ("score", "ppo", "all"):
-        score, ppo = aot_programs.ppo_programs(config, model, target)
-        programs += [score] if which != "ppo" else []
-        programs += [ppo] if which != "score" else []
+    reports: list[ProgramReport] = []
+    if which in ("sft", "score", "ppo", "all"):
+        devices = topology.devices(target)
+        if which == "sft":
+            programs = [run_programs.sft_program(config, model, devices)]
+        else:
+            programs = [
+                program
+                for program in run_programs.ppo_programs(config, model, devices)
+                if which in (program.name, "all")
+            ]
+        reports += [_compile(program, target) for program in programs]
     if which in ("sample", "all"):
-        programs += aot_programs.sample_programs(
-            config, model, target, _SHARED_TOKENS.value
+        host = Slice(chip=target.chip, shape=target.host_shape)
+        shared = run_programs.shared_tokens(config.sample, _SHARED_TOKENS.value)
+        programs = run_programs.sample_programs(
+            config, model, topology.devices(host), shared
         )
-    reports = [_compile(program) for program in programs]
+        reports += [_compile(program, host) for program in programs]
     fits = all(report.fits for report in reports)
     result: dict[str, Any] = {
         "config": config.name,
@@ -142,12 +140,12 @@ def _compile_all(config: RunConfig, target: Slice, which: str) -> bool:
     return fits
 
 
-def _compile(program: "Program") -> "ProgramReport":
+def _compile(program: "Program", target: Slice) -> "ProgramReport":
     from mlagent_jax.model.attention import kernel_cost
     from mlagent_jax.parallel.aot import compile_program
 
-    print(f"\ncompiling {program.name} for {program.target.name} ...", flush=True)
-    report, text = compile_program(program, kernel_cost)
+    print(f"\ncompiling {program.name} for {target.name} ...", flush=True)
+    report, text = compile_program(program, target, kernel_cost)
     if _HLO_DIR.value is not None and text:
         folder = Path(_HLO_DIR.value)
         folder.mkdir(parents=True, exist_ok=True)

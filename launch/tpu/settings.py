@@ -8,7 +8,7 @@ from mlagent_jax.errors import ConfigError
 from mlagent_jax.parallel.topology import parse_slice
 
 # Stages that run on every host of a slice.
-DEVICE_STAGES = ("pretrain", "sft", "ppo")
+DEVICE_STAGES = ("pretrain", "sft", "ppo", "measure")
 # Uses TPUs, but of one host.
 ONE_HOST_STAGES = ("evaluate",)
 # Need one host and no TPU.

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,27 +32,51 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """What one call of a program does, at the sizes of its arguments.
+
+    Attributes:
+      tokens: that it learns from, scores, reads or draws, over all devices.
+      flops: what the model must compute for them, over all devices.
+      floor_bytes: what a device must read from its memory at least, where that and not
+        products sets the pace; else 0.
+    """
+
+    tokens: int
+    flops: float
+    floor_bytes: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """A program to compile.
+    """A program to compile, or to run on arrays like its arguments.
 
     Attributes:
       name: such as "sft".
-      lower: traces it for abstract arguments.
+      function: jitted.
+      arguments: of it, as `jax.ShapeDtypeStruct`s with shardings.
       mesh: devices it runs on.
-      target: the chips that these are.
       held: kind of memory -> arrays of that kind that exist while it runs, as
         `jax.ShapeDtypeStruct`s with shardings.
-      model_flops: what it must compute, over all devices.
+      model_flops: what it must compute, over all devices, if loops whose trips depend
+        on data count once: one step of decoding, one chunk of a prompt.
+      call: what a whole call does.
       settings: sizes that it was made from, for the report.
     """
 
     name: str
-    lower: Callable[[], jax.stages.Lowered]
+    function: Any
+    arguments: tuple[Any, ...]
     mesh: Mesh
-    target: Slice
     held: Mapping[str, Any]
     model_flops: float
+    call: Call
     settings: Mapping[str, Any]
+
+    def lower(self) -> jax.stages.Lowered:
+        """Returns the function traced for its arguments."""
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(*self.arguments)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,12 +143,13 @@ class ProgramReport:
 
 
 def compile_program(
-    program: Program, kernel_costs: KernelCosts
+    program: Program, target: Slice, kernel_costs: KernelCosts
 ) -> tuple[ProgramReport, str]:
     """Returns what a program costs, and the compiled module's text ("" if none).
 
     Args:
       program: what to compile.
+      target: the chips that its mesh consists of.
       kernel_costs: knows the kernels in it.
 
     Raises:
@@ -133,12 +158,12 @@ def compile_program(
     held = {kind: device_bytes(tree) for kind, tree in program.held.items()}
     common: dict[str, Any] = {
         "name": program.name,
-        "topology": program.target.name,
+        "topology": target.name,
         "mesh": dict(program.mesh.shape),
         "settings": program.settings,
         "model_flops": program.model_flops,
     }
-    capacity = program.target.chip.hbm_bytes
+    capacity = target.chip.hbm_bytes
     lowered = program.lower()
     start = time.monotonic()
     try:
@@ -181,10 +206,8 @@ def compile_program(
         hbm=hbm,
         device_flops=counts.flops,
         hbm_traffic_bytes=counts.hbm_bytes,
-        collectives=_collective_rows(counts, program.target, coords),
-        roofline=roofline(
-            counts, program.target, coords, model_flops=program.model_flops
-        ),
+        collectives=_collective_rows(counts, target, coords),
+        roofline=roofline(counts, target, coords, model_flops=program.model_flops),
         open_loops=tuple(sorted(set(counts.open_loops))),
         unknown_kernels=tuple(sorted(set(counts.unknown_kernels))),
     ), text

@@ -11,6 +11,7 @@ class Chip:
     Attributes:
       name: as in a slice's name.
       platform: jax's name for what it is.
+      kinds: how jax's devices of this kind call themselves (`device_kind`).
       flops_per_s: peak of bfloat16 products.
       hbm_bytes: memory that a program may use.
       hbm_bytes_per_s: peak of the memory's bandwidth.
@@ -26,6 +27,7 @@ class Chip:
 
     name: str
     platform: Literal["tpu", "gpu"]
+    kinds: tuple[str, ...]
     flops_per_s: float
     hbm_bytes: int
     hbm_bytes_per_s: float

@@ -60,6 +60,7 @@ def _gpu(
     return Chip(
         name=name,
         platform="gpu",
+        kinds=(product,),
         flops_per_s=flops_per_s,
         hbm_bytes=int(_MEM_FRACTION * memory_bytes),
         hbm_bytes_per_s=hbm_bytes_per_s,

@@ -27,6 +27,7 @@ CHIPS = {
         Chip(
             platform="tpu",
             name="v4",
+            kinds=("TPU v4",),
             flops_per_s=275e12,
             hbm_bytes=int(30.75 * _GIB),
             hbm_bytes_per_s=1_228e9,
@@ -38,6 +39,7 @@ CHIPS = {
         Chip(
             platform="tpu",
             name="v5e",
+            kinds=("TPU v5 lite", "TPU v5e"),
             flops_per_s=197e12,
             hbm_bytes=int(15.75 * _GIB),
             hbm_bytes_per_s=819e9,
@@ -48,6 +50,7 @@ CHIPS = {
         Chip(
             platform="tpu",
             name="v5p",
+            kinds=("TPU v5", "TPU v5p"),
             flops_per_s=459e12,
             hbm_bytes=int(95.74 * _GIB),
             hbm_bytes_per_s=2_765e9,
@@ -58,6 +61,7 @@ CHIPS = {
         Chip(
             platform="tpu",
             name="v6e",
+            kinds=("TPU v6 lite", "TPU v6e"),
             flops_per_s=918e12,
             hbm_bytes=int(31.25 * _GIB),
             hbm_bytes_per_s=1_640e9,
@@ -148,6 +152,14 @@ def parse_slice(name: str) -> Slice:
             f"topology {name!r}: there is no such slice:\n" + "\n".join(problems)
         )
     return Slice(chip=chip, shape=shape)
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Returns what is known of devices that jax calls so; None if nothing is."""
+    for chip in CHIPS.values():
+        if device_kind in chip.kinds:
+            return chip
+    return None
 
 
 def devices(target: Slice) -> list[Any]:

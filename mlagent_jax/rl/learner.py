@@ -17,7 +17,6 @@ import numpy as np
 from jax import Array
 
 from mlagent_jax.config import ModelConfig, PpoConfig, RunConfig
-from mlagent_jax.model.critic import init_critic, init_value_head
 from mlagent_jax.parallel.fit import check_stage
 from mlagent_jax.parallel.mesh import DATA, FSDP, make_mesh
 from mlagent_jax.parallel.sharding import (
@@ -30,7 +29,12 @@ from mlagent_jax.rl.batch import RolloutBatch, Scores, TokenSample, pad_samples
 from mlagent_jax.rl.estimate import make_estimate_fn
 from mlagent_jax.rl.kl_control import adapt_kl_coef
 from mlagent_jax.rl.passes import Passes, RowPasses, TokenPasses
-from mlagent_jax.rl.ppo import PpoState, init_ppo_state, make_optimizers
+from mlagent_jax.rl.ppo import (
+    PpoState,
+    init_ppo_state,
+    init_values,
+    make_optimizers,
+)
 from mlagent_jax.rl.rollout import Rollout, derive_seed
 from mlagent_jax.rl.timeline import SCORING, UPDATE, Timeline
 from mlagent_jax.rl.token_cut import row_lengths
@@ -69,11 +73,7 @@ class Learner:
         critic_key = jax.random.key(derive_seed(config.seed, "critic"))
 
         def make_state(policy_params: Params) -> PpoState:
-            critic_params = None
-            if cfg.has_critic and cfg.value_model == "shared":
-                critic_params = init_value_head(model_cfg, critic_key)
-            elif cfg.has_critic:
-                critic_params = init_critic(model_cfg, policy_params, critic_key)
+            critic_params = init_values(cfg, model_cfg, policy_params, critic_key)
             return init_ppo_state(
                 policy_params, critic_params, optimizers, kl_coef=cfg.kl_coef
             )

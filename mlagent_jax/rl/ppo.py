@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from mlagent_jax.config import PpoConfig
+from mlagent_jax.config import ModelConfig, PpoConfig
+from mlagent_jax.model.critic import init_critic, init_value_head
 from mlagent_jax.rl.batch import PpoBatch
 from mlagent_jax.rl.objective import Loss, make_losses, split_micro_batches
 from mlagent_jax.train.optimizer import make_optimizer
@@ -64,6 +65,21 @@ def make_optimizers(cfg: PpoConfig) -> PpoOptimizers:
         actor=make_optimizer(cfg.actor, num_actor_updates * steps_per_update),
         critic=make_optimizer(cfg.critic, cfg.num_updates * steps_per_update),
     )
+
+
+def init_values(
+    cfg: PpoConfig, model_cfg: ModelConfig, policy_params: Params, key: Array
+) -> Params | None:
+    """Returns the critic's parameters before the first update.
+
+    A whole second model, the head alone where it stands on the policy's hidden states,
+    or None where the estimator needs no values.
+    """
+    if not cfg.has_critic:
+        return None
+    if cfg.value_model == "shared":
+        return init_value_head(model_cfg, key)
+    return init_critic(model_cfg, policy_params, key)
 
 
 def init_ppo_state(

@@ -66,10 +66,6 @@ def make_programs(
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     key_axis = key_axis_on(device.platform)
     is_turned = turns_weights(model_cfg, mesh)
-    if mesh is None or is_turned:
-        weights_places = whole  # whole, on the one device
-    else:
-        weights_places = weights_sharding(mesh, model_cfg)
 
     def init(capacity: int, prefix_capacity: int = 0) -> decode.DecodeState:
         return decode.init_state(
@@ -119,7 +115,7 @@ def make_programs(
         decode=jax.jit(run, donate_argnums=1, out_shardings=shardings),
         fuse=jax.jit(
             functools.partial(fuse_weights, split_cfg, is_turned=is_turned),
-            out_shardings=weights_places,
+            out_shardings=None if mesh is None else weights_sharding(mesh, model_cfg),
         ),
         put=lambda tree: jax.device_put(tree, whole),
     )
@@ -144,6 +140,8 @@ def split_kv_heads(mesh: Mesh, model_cfg: ModelConfig) -> ModelConfig:
 
 def weights_sharding(mesh: Mesh, model_cfg: ModelConfig) -> Any:
     """Returns where the sampler's copy of the weights lives: split over `tensor`."""
+    if turns_weights(model_cfg, mesh):
+        return NamedSharding(mesh, PartitionSpec())  # whole, on the one device
     abstract = jax.eval_shape(
         functools.partial(fuse_weights, split_kv_heads(mesh, model_cfg)),
         qwen2.abstract_params(model_cfg),

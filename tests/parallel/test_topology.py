@@ -3,7 +3,7 @@ import pytest
 from mlagent_jax.config import MeshConfig, qwen2_5
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.parallel.fit import check_mesh, tensor_sizes
-from mlagent_jax.parallel.topology import parse_slice
+from mlagent_jax.parallel.topology import CHIPS, chip_of, parse_slice
 
 
 def test_a_slice_is_read_from_its_name():
@@ -40,6 +40,17 @@ def test_gpus_of_a_host_share_a_switch():
     assert (found.name, found.num_chips, found.host_shape) == ("h100:8", 8, (8,))
     assert found.links_along(0) == 1
     assert parse_slice("h200:1").links_along(0) == 0
+
+
+def test_a_device_is_recognised_by_what_it_calls_itself():
+    kinds = [kind for chip in CHIPS.values() for kind in chip.kinds]
+    assert len(kinds) == len(set(kinds))
+    assert [chip_of(kind) for kind in kinds] == [
+        chip for chip in CHIPS.values() for _ in chip.kinds
+    ]
+    assert chip_of("NVIDIA H100 80GB HBM3") is CHIPS["h100"]
+    assert chip_of("TPU v5 lite") is CHIPS["v5e"]
+    assert chip_of("cpu") is None
 
 
 def test_an_open_line_has_one_link_at_its_end_and_a_ring_has_two():

@@ -1,13 +1,15 @@
-"""The programs of a run as `parallel.aot.Program`s: what the launchers run, abstract.
+"""The programs of a run as `parallel.aot.Program`s: what the launchers run.
 
 Each builder calls the very factories that a stage calls (`make_lm_step`,
-`make_score_fn`, `make_ppo_step`, `make_programs`) and traces them for
-`jax.ShapeDtypeStruct`s; no array is made. The sampler's are those of one replica: the
+`make_score_fn`, `make_ppo_step`, `make_programs`) and describes their arguments by
+`jax.ShapeDtypeStruct`s; no array is made. `launch.aot` compiles them for devices that
+are not there, `launch.measure` runs them. The sampler's are those of one replica: the
 chips of one host, split by tensor parallelism (design: every host samples alone).
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,18 +19,21 @@ from jax.sharding import Mesh
 from mlagent_jax.config import MeshConfig, ModelConfig, RunConfig, SampleConfig
 from mlagent_jax.data.pipeline import SftBatch
 from mlagent_jax.errors import ConfigError
-from mlagent_jax.model import flops, qwen2
+from mlagent_jax.model import flops, hf, qwen2
+from mlagent_jax.model.attention import resolve
 from mlagent_jax.model.cache import Readers
-from mlagent_jax.model.critic import init_critic
-from mlagent_jax.parallel import topology
-from mlagent_jax.parallel.aot import Program
+from mlagent_jax.parallel.aot import Call, Program, device_bytes
 from mlagent_jax.parallel.fit import tensor_sizes
 from mlagent_jax.parallel.mesh import make_mesh
 from mlagent_jax.parallel.sharding import batch_sharding, replicated
-from mlagent_jax.parallel.topology import Slice
 from mlagent_jax.rl.batch import PpoBatch, RolloutBatch
 from mlagent_jax.rl.objective import make_score_fn
-from mlagent_jax.rl.ppo import init_ppo_state, make_optimizers, make_ppo_step
+from mlagent_jax.rl.ppo import (
+    init_ppo_state,
+    init_values,
+    make_optimizers,
+    make_ppo_step,
+)
 from mlagent_jax.sample import decode
 from mlagent_jax.sample.programs import (
     make_programs,
@@ -44,10 +49,24 @@ _END_ID = 0  # changes no shape
 _INTEGERS = ("tokens_BT", "positions_BT", "segment_ids_BT")
 
 
-def sft_program(config: RunConfig, model: ModelConfig, target: Slice) -> Program:
+def resolved_model(config: RunConfig, platform: str) -> ModelConfig:
+    """Returns the run's model as jax's `platform` builds it: its attention is decided.
+
+    Args:
+      config: of the run.
+      platform: "tpu", "gpu" or "cpu".
+    """
+    model = config.model or hf.model_of_run(config)
+    name = resolve(model.attention, platform, model.compute_dtype)
+    return dataclasses.replace(model, attention=name)
+
+
+def sft_program(
+    config: RunConfig, model: ModelConfig, devices: Sequence[Any]
+) -> Program:
     """Returns one update of fine-tuning at the longest padded length."""
     cfg = config.sft
-    mesh = make_mesh(config.mesh, topology.devices(target))
+    mesh = make_mesh(config.mesh, devices)
     optimizer = make_optimizer(cfg.optimizer, _SCHEDULE_LENGTH)
     state = abstract_on_mesh(
         jax.eval_shape(
@@ -63,40 +82,40 @@ def sft_program(config: RunConfig, model: ModelConfig, target: Slice) -> Program
         state_shardings=jax.tree.map(lambda x: x.sharding, state),
         rows_sharding=batch_sharding(mesh),
     )
+    model_flops = flops.train_flops(
+        model, num_rows=cfg.batch_size, seq_len=cfg.seq_lens[-1]
+    )
     return Program(
         name="sft",
-        lower=_on_mesh(mesh, step, state, batch),
+        function=step,
+        arguments=(state, batch),
         mesh=mesh,
-        target=target,
         held={"parameters": state.params, "optimizer": state.opt_state},
-        model_flops=flops.train_flops(
-            model, num_rows=cfg.batch_size, seq_len=cfg.seq_lens[-1]
-        ),
+        model_flops=model_flops,
+        call=Call(tokens=cfg.batch_size * cfg.seq_lens[-1], flops=model_flops),
         settings=_settings(model, cfg.batch_size, cfg.micro_batch_size, cfg.seq_lens),
     )
 
 
 def ppo_programs(
-    config: RunConfig, model: ModelConfig, target: Slice
+    config: RunConfig, model: ModelConfig, devices: Sequence[Any]
 ) -> tuple[Program, Program]:
     """Returns (scoring of a rollout, one update of actor and critic)."""
     cfg, temperature = config.ppo, config.sample.temperature
-    mesh = make_mesh(config.mesh, topology.devices(target))
+    mesh = make_mesh(config.mesh, devices)
     graphdef = qwen2.make_graphdef(model)
     optimizers = make_optimizers(cfg)
 
     def make_state(params: qwen2.Params) -> Any:
-        critic = init_critic(model, params, jax.random.key(0))
-        return init_ppo_state(params, critic, optimizers)
+        values = init_values(cfg, model, params, jax.random.key(0))
+        return init_ppo_state(params, values, optimizers)
 
     abstract = jax.eval_shape(make_state, qwen2.abstract_params(model))
     state = abstract_on_mesh(abstract, mesh)
+    # A run keeps the reference, though nothing reads it without a KL penalty.
     reference = abstract_on_mesh(qwen2.abstract_params(model), mesh)
-    num_samples = cfg.rows_per_update
-    seq_len = cfg.seq_lens[-1]
-    rollout = _batch(RolloutBatch, mesh, num_samples, seq_len)
+    num_samples, seq_len = cfg.rows_per_update, cfg.seq_lens[-1]
     score = make_score_fn(graphdef, cfg, temperature=temperature)
-    actor, critic = state.actor.params, state.critic.params
     step = make_ppo_step(
         graphdef,
         cfg,
@@ -104,78 +123,105 @@ def ppo_programs(
         temperature=temperature,
         state_shardings=jax.tree.map(lambda x: x.sharding, state),
     )
-    minibatch = _batch(PpoBatch, mesh, cfg.minibatch_size, seq_len)
-    optimizer_states = (state.actor.opt_state, state.critic.opt_state)
+    actor, critic = state.actor.params, state.critic and state.critic.params
+    optimizer_states = state.actor.opt_state, state.critic and state.critic.opt_state
+    has_own_critic = cfg.has_critic and cfg.value_model != "shared"
 
-    def model_flops(count: Callable[..., float], num_rows: int) -> tuple[float, float]:
-        with_head, without = (
-            count(model, num_rows=num_rows, seq_len=seq_len, has_head=has_head)
-            for has_head in (True, False)
+    def model_flops(
+        count: Callable[..., float], num_rows: int, num_policies: int
+    ) -> float:
+        one = partial(count, model, num_rows=num_rows, seq_len=seq_len)
+        critics = one(has_head=False) if has_own_critic else 0.0
+        return num_policies * one() + critics
+
+    def program(
+        name: str,
+        function: Any,
+        arguments: tuple[Any, ...],
+        *,
+        held: Mapping[str, Any],
+        num_rows: int,
+        model_flops: float,
+    ) -> Program:
+        return Program(
+            name=name,
+            function=function,
+            arguments=arguments,
+            mesh=mesh,
+            held={kind: tree for kind, tree in held.items() if tree is not None},
+            model_flops=model_flops,
+            call=Call(tokens=num_rows * seq_len, flops=model_flops),
+            settings=_settings(model, num_rows, cfg.micro_batch_size, cfg.seq_lens),
         )
-        return with_head, without
 
-    forward, critic_forward = model_flops(flops.forward_flops, num_samples)
-    num_policies = 2 if cfg.kl_coef > 0 else 1
-    common: dict[str, Any] = {"mesh": mesh, "target": target}
+    has_penalty = cfg.kl_coef > 0
     return (
-        Program(
-            name="score",
-            lower=_on_mesh(mesh, score, actor, reference, critic, rollout),
-            held={"actor": actor, "reference": reference, "critic": critic},
-            model_flops=num_policies * forward + critic_forward,
-            settings=_settings(model, num_samples, cfg.micro_batch_size, cfg.seq_lens),
-            **common,
-        ),
-        Program(
-            name="ppo",
-            lower=_on_mesh(mesh, step, state, minibatch),
-            held={"actor": actor, "critic": critic, "optimizer": optimizer_states},
-            model_flops=sum(model_flops(flops.train_flops, cfg.minibatch_size)),
-            settings=_settings(
-                model, cfg.minibatch_size, cfg.micro_batch_size, cfg.seq_lens
+        program(
+            "score",
+            score,
+            (
+                actor,
+                reference if has_penalty else None,
+                critic,
+                _batch(RolloutBatch, mesh, num_samples, seq_len),
             ),
-            **common,
+            held={"actor": actor, "reference": reference, "critic": critic},
+            num_rows=num_samples,
+            model_flops=model_flops(
+                flops.forward_flops, num_samples, 2 if has_penalty else 1
+            ),
+        ),
+        program(
+            "ppo",
+            step,
+            (state, _batch(PpoBatch, mesh, cfg.minibatch_size, seq_len)),
+            held={"actor": actor, "critic": critic, "optimizer": optimizer_states},
+            num_rows=cfg.minibatch_size,
+            model_flops=model_flops(flops.train_flops, cfg.minibatch_size, 1),
         ),
     )
+
+
+def shared_tokens(cfg: SampleConfig, asked: int | None) -> int:
+    """Returns how many tokens of each prompt lie in a shared prefix.
+
+    Args:
+      cfg: `num_prefixes` says whether any are kept.
+      asked: what the user wants; None for all of the longest prompt.
+
+    Raises:
+      ConfigError: nothing is kept, or a prompt has fewer tokens.
+    """
+    longest = cfg.prompt_buckets[-1]
+    most = longest if cfg.num_prefixes else 0
+    if asked is not None and asked > most:
+        raise ConfigError(
+            f"--shared_tokens={asked}: expected at most {most}: sample.num_prefixes = "
+            f"{cfg.num_prefixes}, longest prompt {longest}"
+        )
+    return most if asked is None else asked
 
 
 def sample_programs(
     config: RunConfig,
     model: ModelConfig,
-    target: Slice,
-    shared_tokens: int | None = None,
+    devices: Sequence[Any],
+    shared: int,
 ) -> tuple[Program, Program]:
     """Returns (prefill, decode) of one replica, with every row at full length.
 
     Args:
       config: its `sample` section is used.
-      model: as it is built on TPU.
-      target: one host of it is a replica.
-      shared_tokens: how much of each prompt lies in a shared prefix, if
-        `sample.num_prefixes` keeps any; None for all of the longest prompt.
-
-    Raises:
-      ConfigError: nothing is kept, or a prompt has fewer tokens.
+      model: as it is built on the devices.
+      devices: of one host, which is a replica.
+      shared: tokens of each prompt that lie in a shared prefix, see `shared_tokens`.
     """
     cfg = config.sample
     longest = cfg.prompt_buckets[-1]
-    shared = longest if cfg.num_prefixes else 0
-    if shared_tokens is not None:
-        if shared_tokens > shared:
-            raise ConfigError(
-                f"--shared_tokens={shared_tokens}: expected at most {shared}: "
-                f"sample.num_prefixes = {cfg.num_prefixes}, longest prompt {longest}"
-            )
-        shared = shared_tokens
-    host = Slice(chip=target.chip, shape=target.host_shape)
-    tensor = max(
-        n for n in tensor_sizes(model, host.num_chips) if host.num_chips % n == 0
-    )
+    num = len(devices)
+    tensor = max(n for n in tensor_sizes(model, num) if num % n == 0)
     # A tensor axis that is smaller than the host leaves replicas of it side by side.
-    mesh = make_mesh(
-        MeshConfig(data=host.num_chips // tensor, fsdp=1, tensor=tensor),
-        topology.devices(host),
-    )
+    mesh = make_mesh(MeshConfig(data=num // tensor, fsdp=1, tensor=tensor), devices)
     programs = make_programs(model, cfg, end_ids=(_END_ID,), mesh=mesh)
     weights = jax.eval_shape(programs.fuse, qwen2.abstract_params(model))
     weights = _placed(weights, weights_sharding(mesh, model))
@@ -190,10 +236,10 @@ def sample_programs(
         rows_PN: Any = _array(mesh, (cfg.num_prefixes, cfg.prefix_readers), jnp.int32)
         places_B: Any = _array(mesh, (cfg.num_slots,), jnp.int32)
         readers = Readers(rows_PN=rows_PN, places_B=places_B)
+    held = {"parameters": weights, "kv_cache": (state.cache, state.prefixes)}
     common: dict[str, Any] = {
         "mesh": mesh,
-        "target": host,
-        "held": {"parameters": weights, "kv_cache": (state.cache, state.prefixes)},
+        "held": held,
         "settings": {
             "num_slots": cfg.num_slots,
             "capacity": capacity,
@@ -202,22 +248,37 @@ def sample_programs(
             "prefill_chunk": cfg.prefill_chunk,
         },
     }
+    step_flops = flops.decode_flops(
+        model, num_rows=cfg.num_slots, context=shared + capacity
+    )
+    # Of the embedding a step reads a row a token; the output layer is an array apart.
+    unread = device_bytes(weights.embedding_VD)
+    steps = cfg.steps_per_call
     return (
         Program(
             name="prefill",
-            lower=_on_mesh(
-                mesh, programs.prefill, weights, state, _admission(cfg, mesh)
-            ),
+            function=programs.prefill,
+            arguments=(weights, state, _admission(cfg, mesh)),
             model_flops=flops.forward_flops(
                 model, num_rows=1, seq_len=cfg.prefill_chunk, has_head=False
+            ),
+            call=Call(
+                tokens=cfg.num_slots * longest,
+                flops=flops.forward_flops(
+                    model, num_rows=cfg.num_slots, seq_len=longest, has_head=False
+                ),
             ),
             **common,
         ),
         Program(
             name="decode",
-            lower=_on_mesh(mesh, programs.decode, weights, state, keep_B, readers),
-            model_flops=flops.decode_flops(
-                model, num_rows=cfg.num_slots, context=shared + capacity
+            function=programs.decode,
+            arguments=(weights, state, keep_B, readers),
+            model_flops=step_flops,
+            call=Call(
+                tokens=steps * cfg.num_slots,
+                flops=steps * step_flops,
+                floor_bytes=steps * (device_bytes(held) - unread),
             ),
             **common,
         ),
@@ -230,16 +291,6 @@ def _placed(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, flat
     )
-
-
-def _on_mesh(
-    mesh: Mesh, function: Any, *arguments: Any
-) -> Callable[[], jax.stages.Lowered]:
-    def lower() -> jax.stages.Lowered:
-        with jax.set_mesh(mesh):
-            return function.lower(*arguments)
-
-    return lower
 
 
 def _batch(record: type[Any], mesh: Mesh, num_rows: int, seq_len: int) -> Any:
