@@ -92,41 +92,54 @@ def _score_shard(
     chunk_size: int | None,
     is_split: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    dtype = hidden_BTD.dtype
-    # Float32 until a chunk uses it: what the chunks add to its gradient is then summed
-    # in float32, within a device and between devices.
-    table_DV = table_DV.astype(jnp.float32)
-    if is_split:
-        table_DV = jax.lax.all_gather(table_DV, FSDP, axis=0, tiled=True)
-        table_DV = jax.lax.pcast(table_DV, DATA, to="varying")
+    table_DV = whole_table(table_DV) if is_split else table_DV.astype(jnp.float32)
 
     @jax.checkpoint
     def score_chunk(
         chunk: tuple[jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         hidden_BUD, tokens_BU = chunk
-        B, U, D = hidden_BUD.shape
-        logits = jnp.dot(
-            hidden_BUD.reshape(B * U, D),
-            table_DV.astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
-        logits_BUV = logits.reshape(B, U, -1) / temperature
+        logits_BUV = chunk_logits(hidden_BUD, table_DV) / temperature
         return score_logits(logits_BUV, tokens_BU, TENSOR if is_split else None)
 
     if chunk_size is None:
-        num_tokens = min(_CHUNK_TOKENS, 2 * hidden_BTD.shape[-1])
-        chunk_size = max(_LEAST_CHUNK_SIZE, -(-num_tokens // len(tokens_BT)))
+        chunk_size = default_chunk_size(hidden_BTD)
     chunks = (
-        _split_chunks(hidden_BTD, chunk_size),
-        _split_chunks(tokens_BT, chunk_size),
+        split_chunks(hidden_BTD, chunk_size),
+        split_chunks(tokens_BT, chunk_size),
     )
     logprobs_CBU, entropy_CBU = jax.lax.map(score_chunk, chunks)
     T = tokens_BT.shape[1]
-    return _join_chunks(logprobs_CBU, T), _join_chunks(entropy_CBU, T)
+    return join_chunks(logprobs_CBU, T), join_chunks(entropy_CBU, T)
 
 
-def _split_chunks(x_BT: jax.Array, chunk_size: int) -> jax.Array:
+def chunk_logits(hidden_BUD: jax.Array, table_DV: jax.Array) -> jax.Array:
+    """Returns float32 logits_BUV."""
+    B, U, D = hidden_BUD.shape
+    logits = jnp.dot(
+        hidden_BUD.reshape(B * U, D),
+        table_DV.astype(hidden_BUD.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return logits.reshape(B, U, -1)
+
+
+def whole_table(table_DV: jax.Array) -> jax.Array:
+    """Returns a device's part of the vocabulary, whole along D, in float32."""
+    # Float32 until a chunk uses it: what the chunks add to its gradient is then summed
+    # in float32, within a device and between devices.
+    table_DV = table_DV.astype(jnp.float32)
+    table_DV = jax.lax.all_gather(table_DV, FSDP, axis=0, tiled=True)
+    return jax.lax.pcast(table_DV, DATA, to="varying")
+
+
+def default_chunk_size(hidden_BTD: jax.Array) -> int:
+    """Returns how many positions of every row make a chunk, see `score_hidden`."""
+    num_tokens = min(_CHUNK_TOKENS, 2 * hidden_BTD.shape[-1])
+    return max(_LEAST_CHUNK_SIZE, -(-num_tokens // len(hidden_BTD)))
+
+
+def split_chunks(x_BT: jax.Array, chunk_size: int) -> jax.Array:
     """Returns x[C, B, U, ...]: the token axis cut in chunks, the last one padded."""
     B, T = x_BT.shape[:2]
     num_chunks = -(-T // chunk_size)
@@ -136,6 +149,8 @@ def _split_chunks(x_BT: jax.Array, chunk_size: int) -> jax.Array:
     return jnp.moveaxis(chunked, 1, 0)
 
 
-def _join_chunks(x_CBU: jax.Array, num_tokens: int) -> jax.Array:
+def join_chunks(x_CBU: jax.Array, num_tokens: int) -> jax.Array:
+    """Returns x[B, T, ...] of `split_chunks`' result, without its padding."""
     B = x_CBU.shape[1]
-    return jnp.moveaxis(x_CBU, 0, 1).reshape(B, -1)[:, :num_tokens]
+    x_BCU = jnp.moveaxis(x_CBU, 0, 1)
+    return x_BCU.reshape(B, -1, *x_CBU.shape[3:])[:, :num_tokens]

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, Sharding
 from mlagent_jax.config import OptimizerConfig
 from mlagent_jax.data.pipeline import SftBatch
 from mlagent_jax.errors import ConfigError, DivergedError
-from mlagent_jax.model.logprobs import token_logprobs
+from mlagent_jax.model.logprobs import weighted_logprobs
 from mlagent_jax.parallel.sharding import batch_sharding, place, tree_shardings
 from mlagent_jax.train.checkpoint import Checkpoints
 from mlagent_jax.train.metrics import MetricsWriter
@@ -119,8 +119,7 @@ def make_lm_step(
     def loss_fn(
         params: Params, batch: SftBatch, num_tokens: Array
     ) -> tuple[Array, Array]:
-        loss_sum, num_hits = _likelihood_sums(graphdef, params, batch)
-        return loss_sum / num_tokens, num_hits / num_tokens
+        return _likelihood_sums(graphdef, params, batch, num_tokens)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -294,15 +293,20 @@ def abstract_on_mesh(abstract: Any, mesh: Mesh) -> Any:
 
 
 def _likelihood_sums(
-    graphdef: Any, params: Params, batch: SftBatch
+    graphdef: Any, params: Params, batch: SftBatch, num_tokens: Array | float = 1.0
 ) -> tuple[Array, Array]:
-    """Returns (negative log-likelihood, number of tokens above probability 1/2)."""
-    logprobs_BT = token_logprobs(
-        graphdef, params, batch.tokens_BT, batch.positions_BT, batch.segment_ids_BT
-    ).logprobs_BT
-    mask_BT = jnp.asarray(batch.loss_mask_BT)
-    num_hits = jnp.sum((logprobs_BT > math.log(0.5)) * mask_BT)
-    return -jnp.sum(logprobs_BT * mask_BT), num_hits
+    """Returns (negative log-likelihood, tokens above probability 1/2) / num_tokens."""
+    weights_BT = jnp.asarray(batch.loss_mask_BT) / num_tokens
+    total, logprobs_BT = weighted_logprobs(
+        graphdef,
+        params,
+        batch.tokens_BT,
+        batch.positions_BT,
+        batch.segment_ids_BT,
+        weights_BT,
+    )
+    num_hits = jnp.sum((logprobs_BT > math.log(0.5)) * weights_BT)
+    return -total, num_hits
 
 
 def _split_rows(x_BT: Any, num_parts: int) -> Array:
