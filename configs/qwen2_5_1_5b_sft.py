@@ -21,6 +21,7 @@ from mlagent_jax.config import (
     TokenizerConfig,
     qwen2_5,
 )
+from mlagent_jax.config.qwen2_5 import Size
 
 _SEQ_LEN = 4_096
 _REPLY_TOKENS = 1_024
@@ -31,7 +32,7 @@ def get_config() -> RunConfig:
     return one_gpu_run("1.5B", name="qwen2_5_1_5b")
 
 
-def one_gpu_run(size: str, *, name: str) -> RunConfig:
+def one_gpu_run(size: Size, *, name: str) -> RunConfig:
     """Returns the 7B run with another model, and rows that one GPU can train.
 
     Args:
