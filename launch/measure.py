@@ -11,7 +11,6 @@ the share of the memory's bandwidth are of the chip's published peaks (`topology
 `gpus.py`); on other devices, such as a CPU, there are times and tokens only.
 """
 
-import contextlib
 import dataclasses
 import json
 import statistics
@@ -22,7 +21,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from jax.experimental import multihost_utils
 
 from launch import common, device_setup, measure_inputs, run_programs, run_record
 from mlagent_jax.config import RunConfig
@@ -177,7 +175,7 @@ def _timed_calls(
     seconds: list[float] = []
     for index in range(num_calls + 1):
         jax.block_until_ready(arguments)
-        _wait_for_others()
+        hosts.barrier("call")
         start = time.monotonic()
         result = jax.block_until_ready(compiled(*arguments))
         seconds.append(time.monotonic() - start)
@@ -193,19 +191,12 @@ def _timed_calls(
     return seconds[1:]
 
 
-def _wait_for_others() -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("call")
-
-
 def _summary(program: Program, compile_s: float, seconds: Sequence[float]) -> Measured:
     devices = list(program.mesh.devices.flat)
     chip, call = chip_of(devices[0].device_kind), program.call
     median = statistics.median(seconds)
     flops_per_s = call.flops / len(devices) / median
-    stats = None
-    with contextlib.suppress(NotImplementedError):
-        stats = jax.local_devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()  # None on a CPU
     return Measured(
         devices=f"{len(devices)} x {devices[0].device_kind}",
         mesh=dict(program.mesh.shape),
