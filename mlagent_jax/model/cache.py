@@ -1,13 +1,13 @@
 """Key/value cache of the decoder: fixed capacity, one row a sequence.
 
 A row holds `lengths_B[b]` live positions at its start; what lies behind them is
-garbage that attention masks. A layer's positions are cut into pieces that double in
-length, arrays of their own: attention reads whole pieces, those that the longest
-live row reaches, so that its cost follows what is live (within a factor of two) and
-not what is allocated. Cutting the live part out of one array would copy it at every
-step, which took two thirds of a decode step on CPU (BUILD_NOTES.md, "Speed"). Writing
-one token a row into it at every step costs as well: the newest tokens wait in
-`RecentTokens`, and are written together.
+garbage that attention masks. A layer's positions are cut into pieces that grow with
+their distance, arrays of their own: attention reads whole pieces, those that the
+longest live row reaches, so that its cost follows what is live (half as much again at
+most, behind the first 512) and not what is allocated. Cutting the live part out of one
+array would copy it at every step, which took two thirds of a decode step on CPU
+(BUILD_NOTES.md, "Speed"). Writing one token a row into it at every step costs as well:
+the newest tokens wait in `RecentTokens`, and are written together.
 
 On CPU keys lie with their positions last, (B, K, H, U): attention of a few queries to
 keys that lie as values do, (B, K, U, H), takes XLA two to three times as long there. A
@@ -29,10 +29,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mlagent_jax.config import ModelConfig
+from mlagent_jax.model.layers import rope_tables
 
 Pieces = tuple[jax.Array, ...]  # of one layer, each (B, K, U, H) or (B, K, H, U)
 VALUE_AXIS = 2  # of the positions, in values
-_FIRST_PIECE = 256
+_FIRST_PIECE = 512
 _UNIT = 64
 
 
@@ -68,11 +69,13 @@ class RecentTokens:
       keys: for each of the L layers, rotated keys; axes as in the cache's pieces.
       values: likewise, values.
       count: int32 scalar, how many of R are there.
+      rope_BRH: rotary tables of their positions, see `layers.rope_tables`.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     count: jax.Array
+    rope_BRH: tuple[jax.Array, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -132,19 +135,20 @@ def key_axis_on(platform: str) -> int:
 
 
 def piece_lengths(capacity: int, chunk_size: int) -> tuple[int, ...]:
-    """Returns the lengths of the pieces: u, u, 2u, 4u, ...; the last may be shorter.
+    """Returns the lengths of the pieces: u, u, u, then half of what is before each.
 
     Pieces begin and end at multiples of `chunk_size`, so that a chunk of a prompt
     lies in one of them, and of 64: other widths make the CPU sum in another order,
-    and a reply would depend on the capacity in its last bits. Their sum is
-    `capacity` rounded up accordingly.
+    and a reply would depend on the capacity in its last bits. The last may be shorter:
+    their sum is `capacity` rounded up accordingly.
     """
     unit = math.lcm(_UNIT, chunk_size)
     left = -(-capacity // unit) * unit
     first = max(1, _FIRST_PIECE // unit) * unit
     lengths: list[int] = []
     while left > 0:
-        lengths.append(min(left, max(first, sum(lengths))))
+        half = sum(lengths) // 2 // unit * unit
+        lengths.append(min(left, max(first, half)))
         left -= lengths[-1]
     return tuple(lengths)
 
@@ -219,18 +223,35 @@ def _pad(piece: jax.Array, axis: int, length: int) -> jax.Array:
     return jnp.pad(piece, widths)
 
 
-def init_recent(cache: KVCache, num_tokens: int) -> RecentTokens:
-    """Returns room for `num_tokens` tokens of every row, and none of them."""
+def init_recent(
+    cfg: ModelConfig,
+    cache: KVCache,
+    num_tokens: int,
+    shared: SharedPrefixes | None = None,
+) -> RecentTokens:
+    """Returns room for tokens of every row, and none of them.
+
+    Args:
+      cfg: the model.
+      cache: what comes before them.
+      num_tokens: R.
+      shared: prefixes that rows share; None for none.
+    """
 
     def empty(pieces: Pieces, axis: int) -> jax.Array:
         shape = list(pieces[0].shape)
         shape[axis] = num_tokens
         return jnp.zeros(shape, pieces[0].dtype)
 
+    first_B = cache.lengths_B
+    if shared is not None:
+        first_B += shared.row_lengths()
+    positions_BR = first_B[:, None] + jnp.arange(num_tokens)
     return RecentTokens(
         keys=tuple(empty(pieces, cache.key_axis) for pieces in cache.keys),
         values=tuple(empty(pieces, VALUE_AXIS) for pieces in cache.values),
         count=jnp.int32(0),
+        rope_BRH=rope_tables(positions_BR, cfg.head_dim, cfg.rope_theta),
     )
 
 

@@ -7,6 +7,7 @@ capacity or on the other rows' lengths. Keys lie as the cache says (`key_axis`).
 
 A prefix that rows share is read once for all of them (`attend_prefixes`), before what
 each row has of its own; sums over both are joined as those of two pieces are.
+What every row reads, its first piece and its newest tokens, has one softmax.
 
 Scores and softmax are float32.
 
@@ -15,6 +16,11 @@ U positions of a piece or block, R recent tokens, T new tokens, K key/value head
 query heads of each, M queries of one key/value head (G*T or N*G), H head width.
 """
 
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -22,9 +28,18 @@ from mlagent_jax.model.cache import VALUE_AXIS, Pieces, Readers, piece_starts
 
 _MASKED = -1e30  # Finite, so that a query without visible keys gives no NaN.
 _BLOCK = 256
+_FEWEST_SUMMED = 4096
 
 # Of every query so far: greatest score, sum of weights, weighted sum of values.
 Sums = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class _Block(NamedTuple):
+    """Keys (as the cache has them), values, and which of them each query sees."""
+
+    k: jax.Array
+    v_BKUH: jax.Array
+    is_seen_BMU: jax.Array
 
 
 def attend_tokens(
@@ -56,16 +71,15 @@ def attend_tokens(
       sums: over what came before the cache, from `attend_prefixes`; None for nothing.
     """
     B, G = q_BKGH.shape[0], q_BKGH.shape[2]
-    sums = _start(q_BKGH) if sums is None else sums
     last_BM = jnp.broadcast_to(lengths_B[:, None] - 1, (B, G))
+    newest_BM = jnp.broadcast_to(newest, (B, G))
+    blocks = [
+        _block(k_pieces[0], v_pieces[0], last_BM),
+        _block(recent_k, recent_v_BKRH, newest_BM),
+    ]
+    sums = _add_blocks(sums, q_BKGH, blocks, key_axis=key_axis)
     sums = _add_pieces(
         sums, q_BKGH, k_pieces, v_pieces, last_BM, end=end, key_axis=key_axis
-    )
-    # Last, since each row sees one of these: what a row without any visible position
-    # has added up until here is taken times zero.
-    last_BM = jnp.broadcast_to(newest, (B, G))
-    sums = _add_block(
-        sums, q_BKGH, recent_k, recent_v_BKRH, last_BM, 0, key_axis=key_axis
     )
     return _finish(sums)
 
@@ -97,12 +111,14 @@ def attend_prefixes(
     K, G, H = q_BKGH.shape[1:]
     P, N = readers.rows_PN.shape
     q_PKMH = q_BKGH[readers.rows_PN].swapaxes(1, 2).reshape(P, K, N * G, H)
+    last_PM = jnp.broadcast_to(lengths_P[:, None] - 1, (P, N * G))
+    first = _block(k_pieces[0], v_pieces[0], last_PM)
     sums_PKM = _add_pieces(
-        _start(q_PKMH),
+        _add_blocks(None, q_PKMH, [first], key_axis=key_axis),
         q_PKMH,
         k_pieces,
         v_pieces,
-        jnp.broadcast_to(lengths_P[:, None] - 1, (P, N * G)),
+        last_PM,
         end=end,
         key_axis=key_axis,
     )
@@ -130,24 +146,17 @@ def _add_pieces(
     end: jax.Array,
     key_axis: int,
 ) -> Sums:
-    """Returns the sums with all pieces that begin before `end`."""
-    for start, k, v_BKUH in zip(
-        piece_starts(v_pieces, VALUE_AXIS), k_pieces, v_pieces, strict=True
-    ):
+    """Returns the sums with all pieces but the first that begin before `end`."""
+    starts = piece_starts(v_pieces, VALUE_AXIS)
+    for start, k, v_BKUH in zip(starts[1:], k_pieces[1:], v_pieces[1:], strict=True):
 
         def add(
             sums: Sums, k: jax.Array, v_BKUH: jax.Array, start: int = start
         ) -> Sums:
-            return _add_block(
-                sums, q_BKMH, k, v_BKUH, last_BM, start, key_axis=key_axis
-            )
+            block = _block(k, v_BKUH, last_BM, start)
+            return _add_blocks(sums, q_BKMH, [block], key_axis=key_axis)
 
-        if start == 0:
-            sums = add(sums, k, v_BKUH)
-        else:
-            sums = jax.lax.cond(
-                end > start, add, lambda sums, *_: sums, sums, k, v_BKUH
-            )
+        sums = jax.lax.cond(end > start, add, lambda sums, *_: sums, sums, k, v_BKUH)
     return sums
 
 
@@ -235,16 +244,14 @@ def _add_piece(
             sizes = (1, *x.shape[1:axis], U, *x.shape[axis + 1 :])
             return jax.lax.dynamic_slice(x, place, sizes)
 
-        return _add_block(
-            sums,
-            q_1KMH,
+        piece = _block(
             cut(k, key_axis),
             cut(v_CKUH, VALUE_AXIS),
             last_M[None],
             start + first,
             num_repeated=block * U - first,
-            key_axis=key_axis,
         )
+        return _add_blocks(sums, q_1KMH, [piece], key_axis=key_axis)
 
     if length > U:
         num_blocks = jnp.clip(-(-(end - start) // U), 0, -(-length // U))
@@ -264,43 +271,78 @@ def _start(q_BKMH: jax.Array) -> Sums:
     )
 
 
-def _add_block(
-    sums: Sums,
-    q_BKMH: jax.Array,
+def _block(
     k: jax.Array,
     v_BKUH: jax.Array,
     last_BM: jax.Array,
-    start: jax.Array | int,
+    start: jax.Array | int = 0,
     num_repeated: jax.Array | int = 0,
-    *,
-    key_axis: int,
+) -> _Block:
+    """Returns positions from `start` on, but the first repeated ones."""
+    places_U = jnp.arange(v_BKUH.shape[VALUE_AXIS])
+    is_seen_BMU = start + places_U <= last_BM[:, :, None]
+    return _Block(k, v_BKUH, is_seen_BMU & (places_U >= num_repeated))
+
+
+def _add_blocks(
+    sums: Sums | None, q_BKMH: jax.Array, blocks: Sequence[_Block], *, key_axis: int
 ) -> Sums:
-    """Returns the sums with positions from `start` on, but the first repeated ones."""
-    max_BKM, sum_BKM, out_BKMH = sums
-    U, H = v_BKUH.shape[2:]
-    is_seen_BMU = start + jnp.arange(U) <= last_BM[:, :, None]
-    is_seen_BMU &= jnp.arange(U) >= num_repeated
-    scores_BKMU = jnp.einsum(
-        "BKMH,BKHU->BKMU",
-        q_BKMH,
-        jnp.moveaxis(k, key_axis, 3).astype(q_BKMH.dtype),
-        preferred_element_type=jnp.float32,
+    """Returns the sums, None for those of nothing, with all blocks at once.
+
+    If a query sees nothing of any block, then what they add is taken times zero when
+    it sees something in a later one.
+    """
+    dtype, H = q_BKMH.dtype, q_BKMH.shape[-1]
+
+    def scores(block: _Block) -> jax.Array:
+        scores_BKMU = jnp.einsum(
+            "BKMH,BKHU->BKMU",
+            q_BKMH,
+            jnp.moveaxis(block.k, key_axis, 3).astype(dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return jnp.where(block.is_seen_BMU[:, None], scores_BKMU * H**-0.5, _MASKED)
+
+    def weighted(weights_BKMU: jax.Array, block: _Block) -> jax.Array:
+        return jnp.einsum(
+            "BKMU,BKUH->BKMH",
+            weights_BKMU.astype(dtype),
+            block.v_BKUH.astype(dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    all_scores = [scores(block) for block in blocks]
+    greatest = [jnp.max(scores_BKMU, axis=-1) for scores_BKMU in all_scores]
+    if sums is not None:
+        greatest.append(sums[0])
+    max_BKM = functools.reduce(jnp.maximum, greatest)
+    all_weights = [jnp.exp(scores - max_BKM[..., None]) for scores in all_scores]
+    sum_BKM = sum(map(_sum, all_weights))
+    out_BKMH = sum(map(weighted, all_weights, blocks))
+    if sums is not None:
+        decay_BKM = jnp.exp(sums[0] - max_BKM)
+        sum_BKM += sums[1] * decay_BKM
+        out_BKMH += sums[2] * decay_BKM[..., None]
+    return max_BKM, sum_BKM, out_BKMH
+
+
+def _sum(weights_BKMU: jax.Array) -> jax.Array:
+    """Returns sums over U whose bits zeros at the end do not change.
+
+    On CPU XLA sums arrays of 4,096 numbers or more in another order than smaller ones,
+    which are filled up for that reason.
+    """
+    *leading, U = weights_BKMU.shape
+    missing = max(0, -(-_FEWEST_SUMMED // math.prod(leading)) - U)
+
+    def sum_filled(weights_BKMU: jax.Array) -> jax.Array:
+        widths = [(0, 0)] * len(leading) + [(0, missing)]
+        return jnp.sum(jnp.pad(weights_BKMU, widths), axis=-1)
+
+    sums_BKM: jax.Array = jax.lax.platform_dependent(
+        weights_BKMU, cpu=sum_filled, default=lambda x: jnp.sum(x, axis=-1)
     )
-    scores_BKMU = jnp.where(is_seen_BMU[:, None], scores_BKMU * H**-0.5, _MASKED)
-    new_max_BKM = jnp.maximum(max_BKM, jnp.max(scores_BKMU, axis=-1))
-    weights_BKMU = jnp.exp(scores_BKMU - new_max_BKM[..., None])
-    decay_BKM = jnp.exp(max_BKM - new_max_BKM)
-    added_BKMH = jnp.einsum(
-        "BKMU,BKUH->BKMH",
-        weights_BKMU.astype(q_BKMH.dtype),
-        v_BKUH.astype(q_BKMH.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return (
-        new_max_BKM,
-        sum_BKM * decay_BKM + jnp.sum(weights_BKMU, axis=-1),
-        out_BKMH * decay_BKM[..., None] + added_BKMH,
-    )
+    return sums_BKM
 
 
 def _finish(sums: Sums) -> jax.Array:

@@ -181,10 +181,8 @@ def decode_tokens(
         return jnp.max(jnp.where(is_live_B, lengths_B, 0))
 
     end = longest_live(cache.lengths_B)
-    positions_B = cache.lengths_B + recent.count
     shared_end = jnp.int32(0)
     if shared is not None:
-        positions_B += shared.row_lengths()
         shared_end = longest_live(shared.row_lengths())
     keys, values = list(recent.keys), list(recent.values)
 
@@ -219,9 +217,13 @@ def decode_tokens(
         )
         return out_BKGH[:, None]
 
-    hidden_B1D = _run(cfg, weights, tokens_B[:, None], positions_B[:, None], attend)
-    recent = RecentTokens(
-        keys=tuple(keys), values=tuple(values), count=recent.count + 1
+    rope_B1H = jax.tree.map(
+        lambda table: jax.lax.dynamic_slice_in_dim(table, recent.count, 1, axis=1),
+        recent.rope_BRH,
+    )
+    hidden_B1D = _run(cfg, weights, tokens_B[:, None], rope_B1H, attend)
+    recent = dataclasses.replace(
+        recent, keys=tuple(keys), values=tuple(values), count=recent.count + 1
     )
     return hidden_B1D[:, 0], recent
 
@@ -278,7 +280,9 @@ def prefill_chunk(
 
     # The hidden states are not used: XLA drops the last MLP, and no logits exist.
     first = 0 if prefix is None else prefix.length
-    _run(cfg, weights, tokens_T[None], (first + positions_T)[None], attend)
+    positions_1T = (first + positions_T)[None]
+    rope_1TH = rope_tables(positions_1T, cfg.head_dim, cfg.rope_theta)
+    _run(cfg, weights, tokens_T[None], rope_1TH, attend)
     return dataclasses.replace(cache, keys=tuple(keys), values=tuple(values))
 
 
@@ -299,16 +303,13 @@ def _run(
     cfg: ModelConfig,
     weights: DecoderWeights,
     tokens_BT: jax.Array,
-    positions_BT: jax.Array,
+    rope_BTH: tuple[jax.Array, jax.Array],
     attend: _Attend,
 ) -> jax.Array:
     """Returns the final-norm hidden states; `attend` keeps the cache."""
     (B, T), K, H = tokens_BT.shape, cfg.num_kv_heads, cfg.head_dim
     G = cfg.num_heads // K
-    rope_BT11H = tuple(
-        table_BTH[:, :, None, None]
-        for table_BTH in rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta)
-    )
+    rope_BT11H = tuple(table_BTH[:, :, None, None] for table_BTH in rope_BTH)
     x_BTD = jnp.take(weights.embedding_VD, tokens_BT, axis=0)
     multiply = functools.partial(_multiply, is_turned=weights.is_turned)
     for index, layer in enumerate(weights.layers):
@@ -322,7 +323,10 @@ def _run(
             rotated_BTKEH[..., G, :],
             qkv_BTKEH[..., G + 1, :],
         ).astype(x_BTD.dtype)
-        x_BTD += multiply("BTKGH,KGHD->BTD", out_BTKGH, layer.out_KGHD)
+        # As one axis: XLA lays the matrix out anew where it sums over several.
+        out_BTM, out_MD = out_BTKGH.reshape(B, T, -1), layer.out_KGHD
+        out_MD = out_MD if weights.is_turned else out_MD.reshape(-1, out_MD.shape[-1])
+        x_BTD += multiply("BTM,MD->BTD", out_BTM, out_MD)
         normed_BTD = _norm(x_BTD, layer.mlp_norm_D, cfg.rms_norm_eps)
         gate_BTF = jax.nn.silu(multiply("BTD,DF->BTF", normed_BTD, layer.gate_DF))
         up_BTF = multiply("BTD,DF->BTF", normed_BTD, layer.up_DF)

@@ -207,12 +207,16 @@ def rope_tables(
         angles = jnp.concatenate([angles, angles], axis=-1)
         return jnp.cos(angles), jnp.sin(angles)
 
-    if positions_BT.shape[1] == 1:
-        return tables(positions_BT)
-    # In a loop over rows on CPU: what XLA can fuse there with the rotation of a head,
-    # it computes for each head and layer anew, and a barrier does not keep it apart.
+    def row_by_row(positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        B, T = positions_BT.shape
+        parts = 2 if B == 1 and T % 2 == 0 else 1  # A loop of one turn is no loop.
+        cos, sin = jax.lax.map(tables, positions_BT.reshape(B * parts, T // parts))
+        return cos.reshape(B, T, head_dim), sin.reshape(B, T, head_dim)
+
+    # In a loop on CPU: what XLA can fuse there with the rotation of a head, it
+    # computes for each head and layer anew, and a barrier does not keep it apart.
     tables_BTH: tuple[jax.Array, jax.Array] = jax.lax.platform_dependent(
-        positions_BT, cpu=lambda x_BT: jax.lax.map(tables, x_BT), default=tables
+        positions_BT, cpu=row_by_row, default=tables
     )
     return tables_BTH
 

@@ -292,7 +292,7 @@ def decode(
     ) -> tuple[RecentTokens, DecodeState]:
         return _decode_step(cfg, weights, *carry, shared, method, end_ids)
 
-    recent = cache_lib.init_recent(cache, num_steps)
+    recent = cache_lib.init_recent(cfg, cache, num_steps, shared)
     recent, state = jax.lax.while_loop(is_running, run_step, (recent, state))
     cache = cache_lib.keep_recent(cache, recent, state.counts_B - counts_B)
     return dataclasses.replace(state, cache=cache)

@@ -57,13 +57,14 @@ def test_an_empty_cache_has_the_models_shape_and_dtype(tiny_config):
         (10, 1, (64,)),
         (65, 8, (128,)),
         (256, 64, (256,)),
-        (600, 64, (256, 256, 128)),
-        (3000, 256, (256, 256, 512, 1024, 1024)),
-        (700, 96, (192, 192, 384)),
+        (600, 64, (512, 128)),
+        (1900, 64, (512, 512, 512, 384)),
+        (5000, 256, (512, 512, 512, 768, 1024, 1536, 256)),
+        (700, 96, (384, 384)),
         (1000, 512, (512, 512)),
     ],
 )
-def test_pieces_double_and_end_at_chunks(capacity, chunk_size, expected):
+def test_pieces_grow_with_distance_and_end_at_chunks(capacity, chunk_size, expected):
     assert cache_lib.piece_lengths(capacity, chunk_size) == expected
 
 
@@ -90,7 +91,7 @@ def test_new_tokens_go_to_their_slots_whatever_the_piece(
 @AXES
 def test_each_recent_token_takes_the_next_place(tiny_config, axis):
     cache = init_cache(tiny_config, 3, 64)
-    recent = cache_lib.init_recent(cache, 2)
+    recent = cache_lib.init_recent(tiny_config, cache, 2)
     layers = recent.keys if axis == 3 else recent.values
     new_BKH = jax.random.normal(jax.random.key(0), (2, 3, 2, 8))
     put = jax.jit(cache_lib.put_newest, static_argnums=3)

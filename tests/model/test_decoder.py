@@ -43,7 +43,7 @@ def test_prefill_and_decode_equal_the_full_forward(
             place = {"row": jnp.int32(row), "start": jnp.int32(start)}
             cache = prefill(cfg, weights, cache, chunk_T, **place)
     cache = dataclasses.replace(cache, lengths_B=jnp.array(lengths))
-    recent = cache_lib.init_recent(cache, 5)
+    recent = cache_lib.init_recent(cfg, cache, 5)
     is_live_B = jnp.array([True, True, False])
     for turn in range(4):
         places_B1 = (jnp.array(lengths) + turn)[:, None]
@@ -58,7 +58,7 @@ def test_prefill_and_decode_equal_the_full_forward(
     np.testing.assert_array_equal(cache.lengths_B, [21, 8, 0])
     places_B1 = cache.lengths_B[:, None]
     tokens_B = jnp.take_along_axis(tokens_BT, places_B1, axis=1)[:, 0]
-    recent = cache_lib.init_recent(cache, 1)
+    recent = cache_lib.init_recent(cfg, cache, 1)
     hidden_BD, _ = step(cfg, weights, cache, recent, tokens_B, is_live_B)
     expected_BD = jnp.take_along_axis(full_BTD, places_B1[..., None], axis=1)[:, 0]
     np.testing.assert_allclose(hidden_BD[:2], expected_BD[:2], atol=1e-5)

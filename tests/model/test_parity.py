@@ -133,7 +133,7 @@ def test_exported_folder_continues_with_the_same_64_tokens(tmp_path):
 
     tokens = [prompt_BT[:, 8]]
     for _ in range(4):
-        recent = cache_lib.init_recent(cache, 16)
+        recent = cache_lib.init_recent(cfg, cache, 16)
         for _ in range(16):
             next_B, recent = step(jnp.asarray(tokens[-1]), cache, recent)
             tokens.append(np.asarray(next_B))

@@ -65,6 +65,15 @@ def test_greedy_takes_the_most_likely_token_and_reports_the_models_logprob():
     np.testing.assert_allclose(logprobs_B, expected_B, atol=1e-5)
 
 
+def test_greedy_takes_the_first_of_equals_and_stays_in_the_vocabulary():
+    nan, inf = np.nan, np.inf
+    logits_BV = jnp.array([[1.0, 3.0, 3.0], [-inf, -inf, 2.0], [nan, 0.0, 1.0]])
+    method = SamplingMethod(temperature=0.0)
+    tokens_B, _ = method.sample(logits_BV, jax.random.split(jax.random.key(0), 3))
+    np.testing.assert_array_equal(tokens_B[:2], [1, 2])
+    assert 0 <= tokens_B[2] < 3
+
+
 def test_a_row_depends_on_its_own_logits_and_key_only():
     method = SamplingMethod(top_p=0.9)
     logits_BV = jax.random.normal(jax.random.key(0), (6, V))
