@@ -317,8 +317,8 @@ def _add_blocks(
         greatest.append(sums[0])
     max_BKM = functools.reduce(jnp.maximum, greatest)
     all_weights = [jnp.exp(scores - max_BKM[..., None]) for scores in all_scores]
-    sum_BKM = sum(map(_sum, all_weights))
-    out_BKMH = sum(map(weighted, all_weights, blocks))
+    sum_BKM = functools.reduce(jnp.add, map(_sum, all_weights))
+    out_BKMH = functools.reduce(jnp.add, map(weighted, all_weights, blocks))
     if sums is not None:
         decay_BKM = jnp.exp(sums[0] - max_BKM)
         sum_BKM += sums[1] * decay_BKM
