@@ -234,7 +234,7 @@ def _add_piece(
             place = [row, 0, 0, 0]
             if (
                 length > U and length % U == 0
-            ):  # as an axis of blocks, see `cache.put_chunk`
+            ):  # as an axis of blocks, see `cache_writes`
                 place.insert(axis, block)
                 shape = (*x.shape[:axis], length // U, U, *x.shape[axis + 1 :])
                 sizes = (1, *shape[1:axis], 1, *shape[axis + 1 :])

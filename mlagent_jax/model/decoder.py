@@ -28,9 +28,8 @@ from mlagent_jax.model.cache import (
     Prefix,
     RecentTokens,
     SharedPrefixes,
-    put_chunk,
-    put_newest,
 )
+from mlagent_jax.model.cache_writes import put_chunk, put_newest
 from mlagent_jax.model.cached_attention import (
     attend_chunk,
     attend_prefixes,

@@ -35,9 +35,9 @@ from mlagent_jax.model.cache import (
     Readers,
     RecentTokens,
     SharedPrefixes,
-    copy_prefix,
     init_cache,
 )
+from mlagent_jax.model.cache_writes import copy_prefix, keep_recent
 from mlagent_jax.model.decoder import DecoderWeights
 from mlagent_jax.sample.methods import SamplingMethod
 
@@ -294,7 +294,7 @@ def decode(
 
     recent = cache_lib.init_recent(cfg, cache, num_steps, shared)
     recent, state = jax.lax.while_loop(is_running, run_step, (recent, state))
-    cache = cache_lib.keep_recent(cache, recent, state.counts_B - counts_B)
+    cache = keep_recent(cache, recent, state.counts_B - counts_B)
     return dataclasses.replace(state, cache=cache)
 
 

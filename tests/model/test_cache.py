@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlagent_jax.model import cache as cache_lib
+from mlagent_jax.model import cache_writes
 
 # Keys lie with their positions in the last axis here, values in the one before.
 AXES = pytest.mark.parametrize("axis", [2, 3])
@@ -70,7 +71,7 @@ def test_pieces_grow_with_distance_and_end_at_chunks(capacity, chunk_size, expec
 
 @AXES
 @pytest.mark.parametrize("num_tokens", [1, 16, 64, 150])
-@pytest.mark.parametrize("put", [cache_lib.put_windows, cache_lib.scatter_tokens])
+@pytest.mark.parametrize("put", [cache_writes.put_windows, cache_writes.scatter_tokens])
 def test_new_tokens_go_to_their_slots_whatever_the_piece(
     tiny_config, axis, num_tokens, put
 ):
@@ -94,7 +95,7 @@ def test_each_recent_token_takes_the_next_place(tiny_config, axis):
     recent = cache_lib.init_recent(tiny_config, cache, 2)
     layers = recent.keys if axis == 3 else recent.values
     new_BKH = jax.random.normal(jax.random.key(0), (2, 3, 2, 8))
-    put = jax.jit(cache_lib.put_newest, static_argnums=3)
+    put = jax.jit(cache_writes.put_newest, static_argnums=3)
     written = put(layers[0], new_BKH[0], jnp.int32(0), axis)
     written = put(written, new_BKH[1], jnp.int32(1), axis)
     np.testing.assert_array_equal(np.moveaxis(written, axis, 0), np.asarray(new_BKH))
@@ -102,7 +103,7 @@ def test_each_recent_token_takes_the_next_place(tiny_config, axis):
 
 @AXES
 @pytest.mark.parametrize("start", [0, 192, 256, 448, 640])
-@pytest.mark.parametrize("put", [cache_lib.put_chunk, cache_lib.put_by_chunks])
+@pytest.mark.parametrize("put", [cache_writes.put_chunk, cache_writes.put_by_chunks])
 def test_a_chunk_goes_to_one_row_and_nowhere_else(tiny_config, start, axis, put):
     cache = init_cache(tiny_config, 3, 700, chunk_size=64)
     pieces = numbered(pieces_of(cache, axis), cache.capacity, axis)
@@ -118,7 +119,7 @@ def test_a_chunk_goes_to_one_row_and_nowhere_else(tiny_config, start, axis, put)
 @pytest.mark.parametrize("num_tokens", [0, 1, 256, 300, 512])
 def test_a_prefix_is_copied_and_the_source_stays(tiny_config, num_tokens, axis):
     cache = all_numbered(init_cache(tiny_config, 3, 700))
-    copy = jax.jit(cache_lib.copy_prefix)
+    copy = jax.jit(cache_writes.copy_prefix)
     copied = copy(cache, jnp.int32(2), jnp.int32(0), jnp.int32(num_tokens))
     for layer in range(tiny_config.num_layers):
         before = joined(pieces_of(cache, axis, layer), axis)

@@ -76,7 +76,7 @@ def attend(q_BKGH, cache, lengths, live=None, sums=None):
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (6, 2), (7, 1)])
 def test_each_row_attends_to_its_own_live_positions(num_heads, num_kv_heads):
     # Rows end on both sides of the edges of pieces.
-    lengths = [2, 256, 257, 258, 512, 515, 1000]
+    lengths = [2, 257, 512, 513, 514, 515, 1000]
     cache = make_cache(lengths, num_kv_heads, 1024)
     shape = (len(lengths), num_kv_heads, num_heads // num_kv_heads, 4)
     q_BKGH = jax.random.normal(jax.random.key(2), shape)
@@ -89,7 +89,7 @@ def test_each_row_attends_to_its_own_live_positions(num_heads, num_kv_heads):
 
 
 def test_rows_attend_to_the_prefix_that_they_share_and_to_their_own():
-    prefix_lengths, lengths = [300, 0, 1000, 256], [2, 400, 30, 257, 3]
+    prefix_lengths, lengths = [300, 0, 1000, 512], [2, 400, 30, 257, 3]
     prefixes = make_cache(prefix_lengths, 2, 1024)
     own = make_cache(lengths, 2, 1024)
     # Two rows read the first prefix, one the third, one the last, one none.
@@ -120,7 +120,7 @@ def test_rows_attend_to_the_prefix_that_they_share_and_to_their_own():
     np.testing.assert_array_equal(out_BKGH[3], attend(q_BKGH, own, lengths)[3])
 
 
-@pytest.mark.parametrize("num_shared", [0, 100, 256, 600])
+@pytest.mark.parametrize("num_shared", [0, 100, 256, 512, 600])
 def test_a_chunk_attends_to_all_of_a_prefix_before_its_row(num_shared):
     num_tokens, end = 7, 300
     prefixes = make_cache([40, num_shared], 2, 1024)
@@ -143,7 +143,7 @@ def test_a_chunk_attends_to_all_of_a_prefix_before_its_row(num_shared):
     np.testing.assert_allclose(out_TKGH, reference(q_TKGH, *whole), atol=1e-5)
 
 
-@pytest.mark.parametrize("end", [7, 256, 300, 700, 1000])
+@pytest.mark.parametrize("end", [7, 256, 300, 512, 700, 1000])
 def test_a_chunk_attends_causally_to_its_row(end):
     num_tokens, row = 7, 1
     cache = make_cache([50, end, 1000], 2, 1024)

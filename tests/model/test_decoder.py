@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlagent_jax.model import cache as cache_lib
-from mlagent_jax.model import decoder, qwen2
+from mlagent_jax.model import cache_writes, decoder, qwen2
 
 CHUNK = 8
 
@@ -54,7 +54,7 @@ def test_prefill_and_decode_equal_the_full_forward(
         assert np.all(np.isfinite(hidden_BD))
     # The same again from the cache, where the first of them are kept.
     kept_B = jnp.array([2, 3, 0])
-    cache = cache_lib.keep_recent(cache, recent, kept_B)
+    cache = cache_writes.keep_recent(cache, recent, kept_B)
     np.testing.assert_array_equal(cache.lengths_B, [21, 8, 0])
     places_B1 = cache.lengths_B[:, None]
     tokens_B = jnp.take_along_axis(tokens_BT, places_B1, axis=1)[:, 0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlagent_jax.model import cache as cache_lib
-from mlagent_jax.model import decoder, hf, qwen2
+from mlagent_jax.model import cache_writes, decoder, hf, qwen2
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -137,6 +137,6 @@ def test_exported_folder_continues_with_the_same_64_tokens(tmp_path):
         for _ in range(16):
             next_B, recent = step(jnp.asarray(tokens[-1]), cache, recent)
             tokens.append(np.asarray(next_B))
-        cache = cache_lib.keep_recent(cache, recent, jnp.array([16, 16]))
+        cache = cache_writes.keep_recent(cache, recent, jnp.array([16, 16]))
     reply_BT = np.stack(tokens[1:], axis=1)
     np.testing.assert_array_equal(reply_BT, expected_BT[:, 9:])
