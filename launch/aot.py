@@ -159,7 +159,7 @@ def resident_together(
 ) -> dict[str, float]:
     """Returns the memory of a whole PPO iteration on one chip, by kind.
 
-    Actor, critic, both optimizers and the reference stay. The sampler's copy of the
+    Actor, critic, both optimizers and a reference stay. The sampler's copy of the
     policy and its cache are there while it samples, when two copies meet as a new one
     is made. The programs run one after the other, so that of what else they need only
     the largest counts. The sum is ours, not the compiler's, which sees one program

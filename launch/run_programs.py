@@ -112,8 +112,10 @@ def ppo_programs(
 
     abstract = jax.eval_shape(make_state, qwen2.abstract_params(model))
     state = abstract_on_mesh(abstract, mesh)
-    # A run keeps the reference, though nothing reads it without a KL penalty.
-    reference = abstract_on_mesh(qwen2.abstract_params(model), mesh)
+    has_penalty = cfg.kl_coef > 0
+    reference = None
+    if has_penalty:
+        reference = abstract_on_mesh(qwen2.abstract_params(model), mesh)
     num_samples, seq_len = cfg.rows_per_update, cfg.seq_lens[-1]
     score = make_score_fn(graphdef, cfg, temperature=temperature)
     step = make_ppo_step(
@@ -154,14 +156,13 @@ def ppo_programs(
             settings=_settings(model, num_rows, cfg.micro_batch_size, cfg.seq_lens),
         )
 
-    has_penalty = cfg.kl_coef > 0
     return (
         program(
             "score",
             score,
             (
                 actor,
-                reference if has_penalty else None,
+                reference,
                 critic,
                 _batch(RolloutBatch, mesh, num_samples, seq_len),
             ),

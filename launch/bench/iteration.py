@@ -152,7 +152,7 @@ def _train(
             directory,
             graphdef=graphdef,
             model_cfg=model_cfg,
-            sft_params=params,
+            take_policy=lambda: params,
             collect=collect,
             probe=lambda _: [],
             progress=common.progress,

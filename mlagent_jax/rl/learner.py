@@ -50,7 +50,8 @@ class Learner:
       config: of the run.
       graphdef: of the model.
       model_cfg: its shape.
-      sft_params: initial policy; also initialises the critic and stays as reference.
+      sft_params: the policy before the first update; kept as the reference if there
+        is a KL penalty, else only looked at for its shape.
       timeline: gets what the device did when.
 
     Raises:
@@ -92,7 +93,10 @@ class Learner:
         self._mesh = mesh
         self._seed = config.seed
         self._rows_sharding = batch_sharding(mesh)
-        self._ref_params = jax.device_put(sft_params, shardings.actor.params)
+        self._params_shardings = shardings.actor.params
+        self._ref_params: Params | None = None
+        if cfg.kl_coef > 0:
+            self._ref_params = jax.device_put(sft_params, self._params_shardings)
         self._init = jax.jit(make_state, out_shardings=shardings)
         self._estimate = make_estimate_fn(cfg)
         self._adapt = jax.jit(self._adapted_kl_coef, out_shardings=replicated(mesh))
@@ -110,9 +114,9 @@ class Learner:
                 graphdef, cfg, optimizers, **settings, num_parts=num_parts
             )
 
-    def init_state(self) -> PpoState:
-        """Returns the state before the first update."""
-        return self._init(self._ref_params)
+    def init_state(self, sft_params: Params) -> PpoState:
+        """Returns the state before the first update; the critic starts from these."""
+        return self._init(jax.device_put(sft_params, self._params_shardings))
 
     def begin(self, state: PpoState, samples: Samples) -> None:
         """Starts scoring the replies of the next `update`, and does not wait for it.

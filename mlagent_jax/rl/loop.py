@@ -121,7 +121,8 @@ def run_ppo(
         config.ppo,
         config.env.max_steps,
     )
-    sft_params = load_sft_params(workdir, model_cfg, make_mesh(config.mesh))
+    # Handed on by `pop`: without a KL penalty nothing keeps it during the run.
+    start = [load_sft_params(workdir, model_cfg, make_mesh(config.mesh))]
     replica = Replica(qwen2.abstract_params(model_cfg), model_cfg.compute_dtype)
     stop = stop or StopSignal()
     with ExitStack() as stack:
@@ -131,14 +132,14 @@ def run_ppo(
         policy = LocalPolicy(
             name="ppo",
             graphdef=graphdef,
-            params=replica.copy(sft_params),
+            params=replica.copy(start[0]),
             tokenizer=tokenizer,
             cfg=config.sample,
             max_prompt_tokens=config.prompt.max_prompt_tokens,
             mesh=replica.mesh,
         )
         stack.callback(policy.close)
-
+        policy.release()  # every rollout and probe brings its weights
         timeline = Timeline()
 
         def collect(
@@ -185,7 +186,7 @@ def run_ppo(
             workdir / "ppo",
             graphdef=graphdef,
             model_cfg=model_cfg,
-            sft_params=sft_params,
+            take_policy=start.pop,
             collect=collect,
             probe=probe,
             progress=progress,
@@ -214,7 +215,7 @@ def train_ppo(
     *,
     graphdef: Any,
     model_cfg: ModelConfig,
-    sft_params: Params,
+    take_policy: Callable[[], Params],
     collect: CollectRollout,
     probe: Probe,
     progress: Progress,
@@ -229,7 +230,8 @@ def train_ppo(
       directory: gets checkpoints/, metrics.jsonl, rollouts.jsonl and probes.jsonl.
       graphdef: of the model.
       model_cfg: its shape.
-      sft_params: the policy to start from; stays as the frozen reference.
+      take_policy: returns the policy to start from, called once; it stays as the
+        frozen reference if there is a KL penalty.
       collect: samples one rollout; must depend on its arguments alone.
       probe: evaluates the policy before the first update, every `probe_every`
         updates and after the last.
@@ -246,6 +248,7 @@ def train_ppo(
     """
     cfg, stop = config.ppo, stop or StopSignal()
     timeline = Timeline() if timeline is None else timeline
+    sft_params = take_policy()
     learner = Learner(
         config,
         graphdef=graphdef,
@@ -261,11 +264,12 @@ def train_ppo(
         )
         restored = checkpoints.restore_latest(learner.abstract_state)
         if restored is None:
-            state, first, train_s = learner.init_state(), 0, 0.0
+            state, first, train_s = learner.init_state(sft_params), 0, 0.0
         else:
             first, state, meta = restored
             _check_identity(directory, first, meta["identity"], identity)
             train_s = meta["train_s"]
+        del sft_params  # the learner has what it needs of it
         writer = enter(MetricsWriter(directory, first))
         rollouts = enter(UpdateLog(directory / "rollouts.jsonl", first))
         # The policy after `first` updates may have been probed already.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -64,7 +65,7 @@ def train(directory, collect=None, config=None, params=None):
         directory,
         graphdef=bandit.graphdef,
         model_cfg=MODEL,
-        sft_params=make_policy_params() if params is None else params,
+        take_policy=lambda: make_policy_params() if params is None else params,
         collect=collect or bandit.collect,
         probe=lambda params: [{"task": "toy"}, {"task": "other"}],
         progress=no_progress,
@@ -145,6 +146,27 @@ def test_a_finished_run_does_nothing_more(finished):
 
     again = train(directory, collect)
     jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_a_run_without_a_penalty_keeps_no_reference(tmp_path):
+    def live_bytes():
+        gc.collect()
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    def bytes_of_first_rollout(kl_coef):
+        before, during = live_bytes(), []
+
+        def collect(update, params, on_sampled):
+            during.append(live_bytes() - before)
+            return Bandit().collect(update, params, on_sampled)
+
+        config = make_config(num_updates=1, kl_coef=kl_coef)
+        train(tmp_path / str(kl_coef), collect, config)
+        return during[0]
+
+    policy_bytes = sum(x.nbytes for x in jax.tree.leaves(make_policy_params()))
+    more = bytes_of_first_rollout(0.1) - bytes_of_first_rollout(0.0)
+    assert more == pytest.approx(policy_bytes, rel=0.01)
 
 
 def test_a_run_that_failed_goes_on_to_the_same_end(finished, tmp_path):

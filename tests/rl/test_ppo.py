@@ -293,7 +293,7 @@ def test_an_update_takes_the_scores_that_were_begun(monkeypatch):
     learner = Learner(
         make_config(), graphdef=bandit.graphdef, model_cfg=MODEL, sft_params=params
     )
-    state = learner.init_state()
+    state = learner.init_state(params)
     rollout = bandit.collect(0, params, functools.partial(learner.begin, state))
     state, _ = learner.update(state, rollout)
     assert len(calls) == 1
@@ -307,9 +307,9 @@ def test_scores_of_other_replies_are_not_used():
         make_config(), graphdef=bandit.graphdef, model_cfg=MODEL, sft_params=params
     )
     rollout = bandit.collect(0, params)
-    expected, _ = learner.update(learner.init_state(), rollout)
+    expected, _ = learner.update(learner.init_state(params), rollout)
     samples = rollout.token_samples()
-    state = learner.init_state()
+    state = learner.init_state(params)
     learner.begin(state, [*samples[1:], samples[0]])  # each in another row
     result, _ = learner.update(state, rollout)
     jax.tree.map(np.testing.assert_array_equal, result, expected)
@@ -320,7 +320,7 @@ def test_the_reference_outlives_the_states_made_from_it():
     learner = Learner(
         make_config(), graphdef=bandit.graphdef, model_cfg=MODEL, sft_params=params
     )
-    state = learner.init_state()
+    state = learner.init_state(params)
     rollout = bandit.collect(0, state.actor.params)
     state, metrics = learner.update(state, rollout)
     assert metrics["kl_to_reference"] == 0
