@@ -3,6 +3,7 @@
     make bench
     python -m launch.bench --only=decode_uniform,sft_uniform --rounds=7
     python -m launch.bench --size=hidden=896 --size=mlp=4864 --out=runs/bench_wide
+    python -m launch.bench --ours_python=other/bin/python --out=runs/bench_newer_jax
 
 Ours and the peers run in turns, each in a process of its own, on the same weights
 and the same work; the first call, which compiles, is not timed. With `--only`,
@@ -38,6 +39,11 @@ _OUT = flags.DEFINE_string("out", "runs/bench", "Folder of the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed calls of everything.")
 _ONLY = flags.DEFINE_list("only", [], "Workloads; default all.")
 _SIZE = flags.DEFINE_multi_string("size", [], "Another size: --size=batch=16.")
+_OURS_PYTHON = flags.DEFINE_string(
+    "ours_python",
+    sys.executable,
+    "Interpreter that runs this project, such as one with a newer jax.",
+)
 _TUNIX_PYTHON = flags.DEFINE_string(
     "tunix_python", sys.executable, "Interpreter that has google-tunix."
 )
@@ -55,8 +61,11 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         fail(str(error))
         return
-    pythons = {"ours": sys.executable, "hf": sys.executable}
-    pythons["tunix"] = str(Path(_TUNIX_PYTHON.value).absolute())
+    pythons = {
+        "ours": str(Path(_OURS_PYTHON.value).absolute()),
+        "hf": sys.executable,
+        "tunix": str(Path(_TUNIX_PYTHON.value).absolute()),
+    }
     compared = [name for name in names if name in WORKLOADS]
     for found in _compare(compared, out / "work", pythons):
         for part, value in found.items():

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -50,16 +51,20 @@ class Child:
             "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
             "TRANSFORMERS_VERBOSITY": "error",
         }
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [python, "-m", "launch.bench.child", name, str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                cwd=ROOT,
-                env=env,
-            )
+        command = [python, "-m", "launch.bench.child", name, str(folder)]
+        try:
+            with self._log.open("w") as log:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    cwd=ROOT,
+                    env=env,
+                )
+        except OSError as error:
+            raise PeerMissingError(f"did not start: {error}") from error
         hello = self._read()
         if "ready" not in hello:
             self.close()
@@ -112,7 +117,7 @@ def serve(name: str, folder: Path) -> None:
 
     peer = importlib.import_module(f"launch.bench.peer_{name}")
     calls: dict[str, Call] = peer.make(Work.load(folder / "work.json"), folder)
-    answer({"ready": peer.versions()})
+    answer({"ready": {"Python": platform.python_version()} | peer.versions()})
     for line in sys.stdin:
         start, start_cpu = time.perf_counter(), time.process_time()
         tokens, detail = calls[line.strip()]()

@@ -44,7 +44,7 @@ def compare(
       peer -> reason.
 
     Raises:
-      PeerMissingError: our own process has ended.
+      PeerMissingError: our own process did not start, or has ended.
     """
     result: dict[str, Any] = {
         "rounds": {},
@@ -58,6 +58,8 @@ def compare(
             try:
                 children[peer] = Child(peer, pythons[peer], folder)
             except PeerMissingError as error:
+                if peer == "ours":
+                    raise
                 result["not_measured"][peer] = str(error)
                 continue
             stack.callback(children[peer].close)

@@ -80,6 +80,10 @@ def make_table(result: dict[str, Any]) -> str:
                 f"{cpu} | {same} |"
             )
     lines += [
+        f"\n{NAMES[peer]}: " + ", ".join(f"{k} {v}" for k, v in versions.items())
+        for peer, versions in result["versions"].items()
+    ]
+    lines += [
         f"\n{NAMES[peer]}: not measured ({reason})"
         for peer, reason in result["not_measured"].items()
     ]

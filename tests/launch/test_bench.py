@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 
 from launch.bench import compare
-from launch.bench.child import PeerMissingError
+from launch.bench.child import Child, PeerMissingError
 from launch.bench.compare import agreement
 from launch.bench.results import draw, make_cpu_ratios, make_ratios, make_table
 from launch.bench.shapes import (
@@ -68,6 +68,7 @@ RESULT = {
         "sft_uniform": {"ours": rounds(1.0, 1.0), "hf": rounds(0.5, 0.5)},
     },
     "equal": {"decode_agent": {"hf": "64 of 64 replies"}},
+    "versions": {"ours": {"Python": "3.13.0", "jax": "0.12.0"}},
     "not_measured": {"tunix": "No module named 'tunix'"},
     "own": {"curve": {"points": [{"batch": 1, "ms": 2.0}, {"batch": 2, "ms": 3.0}]}},
 }
@@ -92,6 +93,7 @@ def test_table_and_plot_show_every_workload_and_what_is_missing(tmp_path):
     }
     table = make_table(result)
     assert "| decode_agent | mlagent_jax | 100 | 11 | 100 | 3 |" in table
+    assert "mlagent_jax: Python 3.13.0, jax 0.12.0" in table
     assert "Tunix: not measured (No module named 'tunix')" in table
     draw(json.loads(json.dumps(result)), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 1_000
@@ -134,6 +136,17 @@ def test_peers_run_in_turns_in_changing_order_after_a_call_that_is_not_timed(
     }
     assert result["equal"]["decode_uniform"] == {"hf": "0 of 1 replies, 1 of 2 tokens"}
     assert result["not_measured"] == {"tunix": "No module named 'tunix'"}
+
+
+def test_a_missing_interpreter_is_said(tmp_path):
+    with pytest.raises(PeerMissingError, match=r"No such file.*none/python"):
+        Child("hf", str(tmp_path / "none/python"), tmp_path)
+
+
+def test_without_our_own_process_there_is_nothing_to_compare(tmp_path):
+    pythons = dict.fromkeys(compare.PEERS, str(tmp_path / "none/python"))
+    with pytest.raises(PeerMissingError, match="did not start"):
+        next(compare.compare(["sft_uniform"], 1, tmp_path, pythons))
 
 
 @pytest.mark.parametrize("at_call", [1, 2])
