@@ -7,8 +7,8 @@
 
 Ours and the peers run in turns, each in a process of its own, on the same weights
 and the same work; the first call, which compiles, is not timed. With `--only`,
-other results of earlier calls with the same sizes stay. A peer that is not
-installed is reported as not measured.
+other results of earlier calls with the same sizes stay; those with other sizes go to
+bench.earlier.json. A peer that is not installed is reported as not measured.
 """
 
 import json
@@ -34,6 +34,8 @@ from launch.bench.results import (
 from launch.bench.shapes import parse_shapes
 from launch.exits import fail
 from launch.run_record import write_json
+
+_FORMAT = 2  # of bench.json
 
 _OUT = flags.DEFINE_string("out", "runs/bench", "Folder of the results.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed calls of everything.")
@@ -70,7 +72,8 @@ def main(argv: list[str]) -> None:
     for found in _compare(compared, out / "work", pythons):
         for part, value in found.items():
             result[part] |= value
-        for peer in found["versions"].keys() - found["not_measured"].keys():
+        measured = {peer for peers in found["versions"].values() for peer in peers}
+        for peer in measured - found["not_measured"].keys():
             result["not_measured"].pop(peer, None)
         result["ratios"] = make_ratios(result["rounds"])
         result["cpu_ratios"] = make_cpu_ratios(result["rounds"])
@@ -99,6 +102,7 @@ def _open(out: Path) -> dict[str, Any]:
     """Returns the earlier result in `out`, or prepares the work of a new one."""
     shapes = parse_shapes(_SIZE.value)
     empty = {
+        "format": _FORMAT,
         "shapes": vars(shapes),
         "hardware": {"cpus": os.cpu_count(), "machine": platform.machine()},
         **{part: {} for part in ("versions", "not_measured", "rounds", "equal")},
@@ -108,8 +112,10 @@ def _open(out: Path) -> dict[str, Any]:
     }
     if (out / "bench.json").is_file():
         earlier = json.loads((out / "bench.json").read_text())
-        if earlier.get("shapes") == empty["shapes"]:
+        if all(earlier.get(key) == empty[key] for key in ("format", "shapes")):
             return earlier
+        kept = (out / "bench.json").replace(out / "bench.earlier.json")
+        print(f"{kept}: an earlier result, of other sizes or in another format")
     (out / "work").mkdir(parents=True, exist_ok=True)
     subprocess.run(
         [sys.executable, "-m", "launch.bench.prepare", str(out / "work"), *_SIZE.value],

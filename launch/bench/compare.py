@@ -40,8 +40,8 @@ def compare(
 
     Yields:
       "rounds": workload -> peer -> list of {"seconds", "tokens"}; "equal": workload
-      -> peer -> how far it gives the same as ours; "versions"; "not_measured":
-      peer -> reason.
+      -> peer -> how far it gives the same as ours; "versions": workload -> peer ->
+      library -> version; "not_measured": peer -> reason.
 
     Raises:
       PeerMissingError: our own process did not start, or has ended.
@@ -63,7 +63,6 @@ def compare(
                 result["not_measured"][peer] = str(error)
                 continue
             stack.callback(children[peer].close)
-            result["versions"][peer] = children[peer].versions
         for name in names:
 
             def run(peer: str, name: str = name) -> dict[str, Any] | None:
@@ -79,6 +78,7 @@ def compare(
             peers = [peer for peer in WORKLOADS[name] if peer in children]
             answers = {peer: run(peer) for peer in peers}
             firsts = {peer: first for peer, first in answers.items() if first}
+            result["versions"][name] = {p: children[p].versions for p in firsts}
             result["equal"][name] = {
                 peer: agreement(firsts["ours"]["detail"], first["detail"])
                 for peer, first in firsts.items()

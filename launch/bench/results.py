@@ -79,10 +79,7 @@ def make_table(result: dict[str, Any]) -> str:
                 f"{min(values):,.0f} | {max(values):,.0f} | {len(values)} | {ratio} | "
                 f"{cpu} | {same} |"
             )
-    lines += [
-        f"\n{NAMES[peer]}: " + ", ".join(f"{k} {v}" for k, v in versions.items())
-        for peer, versions in result["versions"].items()
-    ]
+    lines += _version_lines(result["versions"])
     lines += [
         f"\n{NAMES[peer]}: not measured ({reason})"
         for peer, reason in result["not_measured"].items()
@@ -91,6 +88,19 @@ def make_table(result: dict[str, Any]) -> str:
         lines += ["", f"**{name}**", ""]
         lines += _rows(own)
     return "\n".join(lines) + "\n"
+
+
+def _version_lines(versions: dict[str, dict[str, dict[str, str]]]) -> list[str]:
+    """Returns what each peer ran with, and in which workloads."""
+    workloads: dict[tuple[str, str], list[str]] = {}
+    for workload, peers in versions.items():
+        for peer, libraries in peers.items():
+            text = ", ".join(f"{name} {version}" for name, version in libraries.items())
+            workloads.setdefault((peer, text), []).append(workload)
+    return [
+        f"\n{NAMES[peer]}: {text} ({', '.join(names)})"
+        for (peer, text), names in workloads.items()
+    ]
 
 
 def _rows(own: dict[str, Any]) -> list[str]:

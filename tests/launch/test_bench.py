@@ -68,7 +68,10 @@ RESULT = {
         "sft_uniform": {"ours": rounds(1.0, 1.0), "hf": rounds(0.5, 0.5)},
     },
     "equal": {"decode_agent": {"hf": "64 of 64 replies"}},
-    "versions": {"ours": {"Python": "3.13.0", "jax": "0.12.0"}},
+    "versions": {
+        "decode_agent": {"ours": {"Python": "3.13.0", "jax": "0.12.0"}},
+        "sft_uniform": {"ours": {"Python": "3.11.7", "jax": "0.10.2"}},
+    },
     "not_measured": {"tunix": "No module named 'tunix'"},
     "own": {"curve": {"points": [{"batch": 1, "ms": 2.0}, {"batch": 2, "ms": 3.0}]}},
 }
@@ -93,7 +96,8 @@ def test_table_and_plot_show_every_workload_and_what_is_missing(tmp_path):
     }
     table = make_table(result)
     assert "| decode_agent | mlagent_jax | 100 | 11 | 100 | 3 |" in table
-    assert "mlagent_jax: Python 3.13.0, jax 0.12.0" in table
+    assert "mlagent_jax: Python 3.13.0, jax 0.12.0 (decode_agent)\n" in table
+    assert "mlagent_jax: Python 3.11.7, jax 0.10.2 (sft_uniform)\n" in table
     assert "Tunix: not measured (No module named 'tunix')" in table
     draw(json.loads(json.dumps(result)), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 1_000
@@ -136,6 +140,10 @@ def test_peers_run_in_turns_in_changing_order_after_a_call_that_is_not_timed(
     }
     assert result["equal"]["decode_uniform"] == {"hf": "0 of 1 replies, 1 of 2 tokens"}
     assert result["not_measured"] == {"tunix": "No module named 'tunix'"}
+    versions = {"python": "python3"}
+    assert result["versions"] == {
+        "decode_uniform": dict.fromkeys(["ours", "hf"], versions)
+    }
 
 
 def test_a_missing_interpreter_is_said(tmp_path):
